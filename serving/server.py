@@ -27,7 +27,7 @@ from serving.frontends import Frontend
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.limits import raise_file_limit
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpAddress, HttpFrontend, PageSettings
+from serving.frontends.http import HttpFrontend, HttpSettings, PageSettings
 from serving.inference.message_memory import MessageMemory
 from serving.inference.service import InferenceService
 from serving.inference.shared_memory import SharedMemory
@@ -197,7 +197,7 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     page = PageSettings(save_images=config.save_images, num_workers=config.workers) if config.shows_page else None
     http = HttpFrontend(
         services,
-        HttpAddress(
+        HttpSettings(
             host=config.host,
             port=config.http_port,
             metrics_port=None if is_worker else config.metrics_port,

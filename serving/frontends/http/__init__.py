@@ -9,7 +9,7 @@ The endpoints are `infer`, `classify` (its files are `uploads`), `openapi`, thos
 `executor` what would hold up the loop; `counting` counts the answers of all but inferences.
 """
 
-from serving.frontends.http.address import HttpAddress, PageSettings
 from serving.frontends.http.frontend import HttpFrontend
+from serving.frontends.http.settings import HttpSettings, PageSettings
 
-__all__ = ["HttpAddress", "HttpFrontend", "PageSettings"]
+__all__ = ["HttpFrontend", "HttpSettings", "PageSettings"]

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp
 from convoy.auth import TokenFile
 from convoy.same_origin import HostCheck
 from serving.frontends.common.services import Services
-from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.admin import AdminEndpoints, Endpoint, Probed, health_routes, shared_memory_routes
 from serving.frontends.http.bodies import CountedBodies
 from serving.frontends.http.classify import ClassifyEndpoint
@@ -23,6 +22,7 @@ from serving.frontends.http.page import build_page
 from serving.frontends.http.repeats import Repeats
 from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
+from serving.frontends.http.settings import HttpSettings
 from serving.observability.logging import AccessLog
 from serving.protocol.admin import AdminService
 
@@ -45,7 +45,7 @@ def build_app(
     max_body_bytes: int,
     tokens: TokenFile | None,
     access_log: AccessLog | None,
-    address: HttpAddress,
+    settings: HttpSettings,
 ) -> ASGIApp:
     """Returns the API, for the running event loop."""
     executor = server.executor("http-body", "large bodies are being read", num_threads=2, max_pending=64)
@@ -57,7 +57,7 @@ def build_app(
         tokens=tokens,
         access_log=access_log,
     )
-    server.repeats.hosts = checked_hosts(server, tokens, address)
+    server.repeats.hosts = checked_hosts(server, tokens, settings)
     infer = InferEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     classify = ClassifyEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
     changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
@@ -70,11 +70,11 @@ def build_app(
 
     protocol = [*_routes(services.admin, endpoints, infer, classify.classify), Route("/openapi.json", openapi)]
     routes = counted(protocol, services.inference.refusals.calls)
-    if address.page is not None:
-        routes += build_page(services, server, address.page, server.repeats.bridge, max_body_bytes, tokens)
+    if settings.page is not None:
+        routes += build_page(services, server, settings.page, server.repeats.bridge, max_body_bytes, tokens)
     app = Starlette(
         routes=routes,
-        middleware=build_middleware(services, server, tokens, access_log, address, max_body_bytes),
+        middleware=build_middleware(services, server, tokens, access_log, settings, max_body_bytes),
         exception_handlers=ErrorHandlers(services.inference.refusals, services.inference.repository).by_exception,
     )
     app.router.redirect_slashes = False

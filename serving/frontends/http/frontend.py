@@ -7,10 +7,10 @@ from convoy.same_origin import host_check
 from convoy.tls import TlsFiles
 from serving.errors import StartupError
 from serving.frontends.common.services import Services
-from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.app import build_app, build_metrics_app
 from serving.frontends.http.connections import METRICS_CONNECTIONS, max_connections
 from serving.frontends.http.server import HttpServer
+from serving.frontends.http.settings import HttpSettings
 from serving.observability.logging import AccessLog
 from serving.observability.metrics import Metrics
 
@@ -31,7 +31,7 @@ class HttpFrontend:
     def __init__(
         self,
         services: Services,
-        address: HttpAddress,
+        settings: HttpSettings,
         *,
         max_message_bytes: int,
         tokens: TokenFile | None = None,
@@ -40,9 +40,9 @@ class HttpFrontend:
     ) -> None:
         self.port = 0
         self.metrics_port = 0
-        self._address = address
+        self._settings = settings
         self._tls = tls
-        metrics_hosts = host_check(address.metrics_host or address.host, address.cors_origins)
+        metrics_hosts = host_check(settings.metrics_host or settings.host, settings.cors_origins)
         inference = services.inference
         refusals = inference.refusals
         self.metrics = metrics = Metrics(
@@ -56,14 +56,14 @@ class HttpFrontend:
                 max_body_bytes=max_message_bytes,
                 tokens=tokens,
                 access_log=access_log,
-                address=address,
+                settings=settings,
             )
 
         def build_metrics(server: HttpServer) -> ASGIApp:
             return build_metrics_app(services.admin, metrics.render, tokens, metrics_hosts)
 
-        self._api = HttpServer("http", build_api, max_connections=max_connections, refusals=refusals)
-        self._metrics = HttpServer(
+        self._api_server = HttpServer("http", build_api, max_connections=max_connections, refusals=refusals)
+        self._metrics_server = HttpServer(
             "http-metrics", build_metrics, max_connections=lambda: METRICS_CONNECTIONS, refusals=refusals
         )
 
@@ -74,23 +74,23 @@ class HttpFrontend:
             StartupError: a port is not available.
         """
         context = None if self._tls is None else self._tls.server_context()
-        address = self._address
-        self._api.listen(address.host, address.port, reuse_port=address.reuse_port)
-        self.port = self._api.port
-        if address.metrics_port is not None:
+        settings = self._settings
+        self._api_server.listen(settings.host, settings.port, reuse_port=settings.reuse_port)
+        self.port = self._api_server.port
+        if settings.metrics_port is not None:
             try:
-                self._metrics.listen(address.metrics_host or address.host, address.metrics_port)
+                self._metrics_server.listen(settings.metrics_host or settings.host, settings.metrics_port)
             except StartupError:
-                self._api.close()
+                self._api_server.close()
                 raise
-            self.metrics_port = self._metrics.port
-            self._metrics.start()
-        self._api.start(context)
+            self.metrics_port = self._metrics_server.port
+            self._metrics_server.start()
+        self._api_server.start(context)
 
     def stop(self, grace_s: float) -> None:
         """Refuses new requests, finishes those in flight within `grace_s`, then closes all connections.
 
         Metrics and health are served until then.
         """
-        self._api.stop(grace_s, linger_s=min(LINGER_S, grace_s))
-        self._metrics.stop(1)
+        self._api_server.stop(grace_s, linger_s=min(LINGER_S, grace_s))
+        self._metrics_server.stop(1)

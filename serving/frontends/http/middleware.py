@@ -1,7 +1,7 @@
 """ASGI middleware around all requests: access log, closing of connections, refused hosts and sites, tokens."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,7 +15,6 @@ from serving.errors import PermissionDenied, quote
 from serving.frontends.common.auth import CHANGES_SERVER
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import shutting_down
-from serving.frontends.http.address import HttpAddress
 from serving.frontends.http.auth import (
     OPEN_PATHS,
     PAGE_API,
@@ -27,6 +26,7 @@ from serving.frontends.http.auth import (
 )
 from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
+from serving.frontends.http.settings import HttpSettings
 from serving.observability.logging import AccessLog
 from serving.observability.refusals import Refusals
 
@@ -43,15 +43,15 @@ def build_middleware(
     server: HttpServer,
     tokens: TokenFile | None,
     access_log: AccessLog | None,
-    address: HttpAddress,
+    settings: HttpSettings,
     max_body_bytes: int,
 ) -> list[Middleware]:
     """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
     middleware = [Middleware(DrainMiddleware, services=services, server=server)]
-    if address.cors_origins:
+    if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,
-            allow_origins=list(address.cors_origins),
+            allow_origins=list(settings.cors_origins),
             allow_methods=CORS_METHODS,
             allow_headers=CORS_HEADERS,
             allow_credentials=False,
@@ -62,7 +62,7 @@ def build_middleware(
     if access_log is not None:
         middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
     refusals = services.inference.refusals
-    hosts = checked_hosts(server, tokens, address)
+    hosts = checked_hosts(server, tokens, settings)
     if hosts is not None:
         middleware.append(Middleware(HostMiddleware, hosts=hosts, refusals=refusals))
     if tokens is not None:
@@ -74,15 +74,15 @@ def build_middleware(
             max_body_bytes=max_body_bytes,
         )
         middleware.append(auth)
-    elif "*" not in address.cors_origins:
-        middleware.append(Middleware(SameOriginMiddleware, address=address, refusals=refusals))
+    elif "*" not in settings.cors_origins:
+        middleware.append(Middleware(SameOriginMiddleware, cors_origins=settings.cors_origins, refusals=refusals))
     return middleware
 
 
-def checked_hosts(server: HttpServer, tokens: TokenFile | None, address: HttpAddress) -> HostCheck | None:
+def checked_hosts(server: HttpServer, tokens: TokenFile | None, settings: HttpSettings) -> HostCheck | None:
     """Returns what refuses names of other sites on the port of the API; None if it has tokens or TLS."""
     is_open = tokens is None and not server.has_tls
-    return host_check(address.host, address.cors_origins) if is_open else None
+    return host_check(settings.host, settings.cors_origins) if is_open else None
 
 
 def metrics_middleware(tokens: TokenFile | None, hosts: HostCheck | None) -> list[Middleware]:
@@ -189,9 +189,9 @@ class SameOriginMiddleware:
     For a server without tokens, which trusts whoever can connect. Pages that `--cors-origin` names are not refused.
     """
 
-    def __init__(self, app: ASGIApp, address: HttpAddress, refusals: Refusals) -> None:
+    def __init__(self, app: ASGIApp, cors_origins: Sequence[str], refusals: Refusals) -> None:
         self._app = app
-        self._allowed = frozenset(address.cors_origins)
+        self._allowed = frozenset(cors_origins)
         self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -20,7 +20,6 @@ from convoy.web.page import page_routes
 from serving.backends.onnx_layers import Layer, OnnxLayers
 from serving.errors import InvalidArgument, NotFound, PermissionDenied, Unavailable, quote
 from serving.frontends.common.services import Services
-from serving.frontends.http.address import PageSettings
 from serving.frontends.http.body import read_body
 from serving.frontends.http.counting import counted
 from serving.frontends.http.described import describe_models
@@ -30,6 +29,7 @@ from serving.frontends.http.live import LiveEvents
 from serving.frontends.http.responses import json_response
 from serving.frontends.http.saved_images import SavedImages
 from serving.frontends.http.server import HttpServer
+from serving.frontends.http.settings import PageSettings
 from serving.inference.image_files import ImageFiles
 from serving.inference.request import InferInput
 from serving.models.images import ImageTensor

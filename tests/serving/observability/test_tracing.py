@@ -21,7 +21,7 @@ from protos.grpc_service_pb2 import ModelInferRequest
 from serving.errors import StartupError
 from serving.frontends.common.services import Services
 from serving.frontends.grpcio import GrpcioFrontend
-from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.frontends.http import HttpFrontend, HttpSettings
 from serving.frontends.native import NativeFrontend
 from serving.inference.request import InferInput, InferRequest, RequestContext
 from serving.inference.service import InferenceService
@@ -126,7 +126,7 @@ def send(request: pytest.FixtureRequest, services: Services) -> Iterator[Send]:
     """Sends an inference with some headers through a front end."""
     if request.param.startswith("http"):
         frontend = HttpFrontend(
-            services, HttpAddress(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT
+            services, HttpSettings(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT
         )
         frontend.start()
         tensor = {"name": "numbers", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}
@@ -212,7 +212,7 @@ def test_a_share_of_the_others(
 def test_open_metrics_have_exemplars(
     finish: Callable[[], None], services: Services, repository: FakeRepository
 ) -> None:
-    frontend = HttpFrontend(services, HttpAddress(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT)
+    frontend = HttpFrontend(services, HttpSettings(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT)
     frontend.start()
     tensor = {"name": "numbers", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
     url = f"http://127.0.0.1:{frontend.port}/v2/models/twice/infer"
@@ -307,7 +307,7 @@ def test_errors_are_in_the_span(
             channel.unary_unary(INFER)(message(rows=9), metadata=[("traceparent", SAMPLED)])
     else:
         frontend = HttpFrontend(
-            services, HttpAddress(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT
+            services, HttpSettings(host="127.0.0.1", port=0, metrics_port=0), max_message_bytes=LIMIT
         )
         frontend.start()
         url = f"http://127.0.0.1:{frontend.port}/v2/models/twice/infer"

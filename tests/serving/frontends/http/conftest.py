@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.frontends.http import HttpFrontend, HttpSettings
 from tests.serving.fake_repository import FakeRepository, add_without_batch, echo, make_services, twice
 
 MAX_BODY = 1 << 20
-ANY_PORT = HttpAddress(host="127.0.0.1", port=0, metrics_port=0)
+ANY_PORT = HttpSettings(host="127.0.0.1", port=0, metrics_port=0)
 
 
 @pytest.fixture(scope="module")

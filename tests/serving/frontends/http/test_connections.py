@@ -129,7 +129,7 @@ class TestSlowClients:
             with contextlib.suppress(OSError):
                 for _ in range(20):  # more than the kernel's buffers hold
                     connection.sendall(head + request.content)
-            api = server._api
+            api = server._api_server
             until = time.monotonic() + PATIENCE_S
             assert api._server is not None
             while api._server.server_state.connections:

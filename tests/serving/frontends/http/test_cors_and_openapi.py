@@ -12,7 +12,7 @@ from convoy.auth import TokenFile
 from serving.config import ServeConfig
 from serving.errors import StartupError
 from serving.frontends.common.auth import SCOPES
-from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.frontends.http import HttpFrontend, HttpSettings
 from tests.serving.conftest import serve
 from tests.serving.fake_repository import FakeRepository, make_services
 from tests.serving.frontends.http.conftest import MAX_BODY
@@ -34,7 +34,7 @@ def open_api(repository: FakeRepository, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("tokens") / "tokens"
     path.write_text("secret\n")
     path.chmod(0o600)
-    address = HttpAddress(host="127.0.0.1", port=0, metrics_port=0, cors_origins=("http://localhost:3000", PAGE))
+    address = HttpSettings(host="127.0.0.1", port=0, metrics_port=0, cors_origins=("http://localhost:3000", PAGE))
     server = HttpFrontend(
         make_services(repository), address, max_message_bytes=MAX_BODY, tokens=TokenFile(path, SCOPES)
     )

@@ -14,9 +14,9 @@ import pytest
 from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
 from serving.frontends.common.auth import SCOPES
-from serving.frontends.http import HttpAddress, HttpFrontend
-from serving.frontends.http.address import PageSettings
+from serving.frontends.http import HttpFrontend, HttpSettings
 from serving.frontends.http.repeats import Exchange, KnownHead
+from serving.frontends.http.settings import PageSettings
 from tests.serving.certificates import Authority, write
 from tests.serving.fake_repository import PATIENCE_S, FakeRepository, make_services
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
@@ -32,7 +32,7 @@ Start = Callable[..., HttpFrontend]
 def start(repository: FakeRepository) -> Iterator[Start]:
     servers: list[HttpFrontend] = []
 
-    def start(address: HttpAddress = ANY_PORT, **options: Any) -> HttpFrontend:
+    def start(address: HttpSettings = ANY_PORT, **options: Any) -> HttpFrontend:
         server = HttpFrontend(make_services(repository), address, max_message_bytes=MAX_BODY, **options)
         server.start()
         servers.append(server)

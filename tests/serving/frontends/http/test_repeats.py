@@ -353,7 +353,7 @@ class TestStop:
             assert backend.began.acquire(timeout=PATIENCE_S)
             stopping = pool.submit(server.stop, grace_s)
             if status == 200:
-                wait_until(lambda: server._api._server is not None and server._api._server.should_exit)
+                wait_until(lambda: server._api_server._server is not None and server._api_server._server.should_exit)
                 backend.free.set()
             assert connection.recv(1000).startswith(b"HTTP/1.1 %d " % status)
             assert connection.recv(1000) == b""

@@ -25,7 +25,7 @@ from convoy.tls import TlsFiles
 from serving.errors import InvalidArgument, StartupError
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpAddress, HttpFrontend
+from serving.frontends.http import HttpFrontend, HttpSettings
 from serving.frontends.http.executor import MAX_INLINE_BYTES
 from serving.observability.logging import AccessLog
 from serving.protocol.json_codec import parse_request
@@ -52,7 +52,7 @@ def start(own_services: Services) -> Iterator[Start]:
     """Starts servers, which stop at the end of the test."""
     servers = []
 
-    def start(address: HttpAddress = ANY_PORT, **options: Any) -> HttpFrontend:
+    def start(address: HttpSettings = ANY_PORT, **options: Any) -> HttpFrontend:
         server = HttpFrontend(own_services, address, max_message_bytes=MAX_BODY, **options)
         server.start()
         servers.append(server)
@@ -85,8 +85,8 @@ class TestListening:
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
-            assert server._api._server is not None
-            (served,) = server._api._server.server_state.connections
+            assert server._api_server._server is not None
+            (served,) = server._api_server._server.server_state.connections
             assert type(served.loop).__module__.startswith(loop)
             accepted = served.transport.get_extra_info("socket")
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -101,13 +101,13 @@ class TestListening:
                 server.start()
 
     def test_an_unknown_host(self, own_services: Services) -> None:
-        address = HttpAddress(host="no.such.host.invalid", port=0, metrics_port=0)
+        address = HttpSettings(host="no.such.host.invalid", port=0, metrics_port=0)
         with pytest.raises(StartupError, match=r"^cannot listen on no\.such\.host\.invalid port 0: "):
             HttpFrontend(own_services, address, max_message_bytes=MAX_BODY).start()
 
     @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
     def test_all_addresses(self, start: Start) -> None:
-        server = start(HttpAddress(host="::", port=0, metrics_port=0))
+        server = start(HttpSettings(host="::", port=0, metrics_port=0))
         assert httpx.get(url(server, "/v2/health/live")).status_code == 200
         assert httpx.get(f"http://[::1]:{server.port}/v2/health/live").status_code == 200
 

@@ -18,8 +18,8 @@ class PageSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAddress:
-    """The hosts and ports to listen on, and who may call from a browser. Port 0 takes any free port.
+class HttpSettings:
+    """The hosts and ports to listen on, and what browsers get. Port 0 takes any free port.
 
     Args:
         metrics_port: None to serve no metrics.
