@@ -30,6 +30,7 @@ from serving.inference.responder import Responder
 from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Reason, Statistics
+from serving.observability.tracing import RequestTrace
 from serving.protocol.status import CANCELLED, NAMES, grpc_code
 
 logger = logging.getLogger(__name__)
@@ -318,7 +319,7 @@ class Batcher:
                 self._fail_response(request, error)
             row += request.rows
         answered_ns = time.monotonic_ns()
-        if traced := [request for request in batch.requests if request.trace is not None]:
+        if traced := [(request.trace, request) for request in batch.requests if request.trace is not None]:
             self._trace(batch, traced, answered_ns)
         if arrivals:
             times_ns = (*batch.times_ns, answered_ns)
@@ -343,9 +344,10 @@ class Batcher:
             error = Internal("the response could not be built; the server's log says why")
         self._fail(request, error, "OTHER")
 
-    def _trace(self, batch: ComputedBatch, requests: Sequence[QueuedRequest], answered_ns: int) -> None:
+    def _trace(
+        self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, QueuedRequest]], answered_ns: int
+    ) -> None:
         facts = {"convoy.model": self._name, "convoy.batch.rows": batch.rows, "convoy.batch.closed": batch.trigger}
-        traced = [(request.trace, request) for request in requests if request.trace is not None]
         try:
             queued = [(trace, request.queued_ns) for trace, request in traced]
             queued[0][0].add_batch(queued, batch.times_ns, facts | {"convoy.batch.requests": len(batch.requests)})

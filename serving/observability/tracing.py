@@ -135,25 +135,25 @@ class RequestTrace:
         decode.end(ended_ns + self._to_epoch)
 
     def add_batch(
-        self, others: "Sequence[tuple[RequestTrace, int]]", times_ns: tuple[int, int, int], facts: Mapping[str, Any]
+        self, queued: "Sequence[tuple[RequestTrace, int]]", times_ns: tuple[int, int, int], facts: Mapping[str, Any]
     ) -> None:
         """Adds the spans of a batch, and of the queue of its traced requests. Call it on the first of them.
 
         Args:
-            others: all traced requests, this one too, and when each was queued.
+            queued: the traces of all its traced requests, this one included, and when each was queued.
             times_ns: when the batch was closed, assembled and computed. As all times, of `time.monotonic_ns`.
             facts: attributes of the batch.
         """
         from opentelemetry.trace import Link, set_span_in_context
 
         closed, assembled, computed = (moment + self._to_epoch for moment in times_ns)
-        links = [Link(trace._span.get_span_context()) for trace, _ in others]
+        links = [Link(trace._span.get_span_context()) for trace, _ in queued]
         batch = self._tracer.start_span("batch", self._context, links=links, attributes=facts, start_time=closed)
         compute = self._tracer.start_span("compute", set_span_in_context(batch), start_time=assembled)
         compute.end(computed)
         batch.end(computed)
         link = [Link(batch.get_span_context())]
-        for trace, queued_ns in others:
+        for trace, queued_ns in queued:
             start = queued_ns + trace._to_epoch
             queue = self._tracer.start_span("queue", trace._context, links=link, start_time=start)
             queue.end(times_ns[0] + trace._to_epoch)
