@@ -34,7 +34,7 @@ class Backend(Protocol):
         """Frees the model. The instance must not be used afterwards."""
 
 
-class Instance:
+class BackendInstance:
     """A `Backend` made of what a backend's `load` returns, which needs the method `run` alone.
 
     Args:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.backends import Backend, Instance, registry
+from serving.backends import Backend, BackendInstance, registry
 from serving.models.devices import CudaUnavailable, Device, InstanceGroup, assign_devices, threads_per_instance
 from serving.models.spec import ModelSpec
 from serving.models.time_limit import open_with_limit
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedInstance:
     """An instance that has been opened, and where."""
 
     backend: Backend
@@ -25,7 +25,7 @@ class Opened:
 
 def open_instances(
     version_folder: Path, spec: ModelSpec, device: Device, num_threads: int | None, limit_s: float
-) -> Sequence[Opened]:
+) -> Sequence[OpenedInstance]:
     """Opens the instances; on the CPU if the GPUs do not work and neither operator nor model requires them.
 
     Args:
@@ -51,7 +51,7 @@ def _open_on(
     spec: ModelSpec,
     num_threads: int | None,
     limit_s: float,
-) -> Sequence[Opened]:
+) -> Sequence[OpenedInstance]:
     """Opens instances on their GPUs; None is the CPU."""
     gpus = [gpu for gpu, _ in assigned]
     threads = threads_per_instance(len(gpus), num_threads)
@@ -65,11 +65,11 @@ def _open_on(
             instances: list[Backend] = []
             for gpu in gpus:
                 opened = backend.load(version_folder / spec.filename, spec, gpu, threads)
-                instance = Instance(opened, inputs=spec.inputs, outputs=spec.outputs, uses_gpu=gpu is not None)
+                instance = BackendInstance(opened, inputs=spec.inputs, outputs=spec.outputs, uses_gpu=gpu is not None)
                 close_on_error.callback(instance.close)
                 instances.append(instance)
             close_on_error.pop_all()
             return instances
 
     backends = open_with_limit(open_all, limit_s)
-    return [Opened(backend, gpu, group) for backend, (gpu, group) in zip(backends, assigned, strict=True)]
+    return [OpenedInstance(backend, gpu, group) for backend, (gpu, group) in zip(backends, assigned, strict=True)]

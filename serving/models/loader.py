@@ -27,7 +27,7 @@ from serving.models.changes import LoadTurn
 from serving.models.devices import Device
 from serving.models.golden import check_golden, read_golden
 from serving.models.images import ImageTensor, find_image_tensor
-from serving.models.instances import Opened, open_instances
+from serving.models.instances import OpenedInstance, open_instances
 from serving.models.labels import read_labels
 from serving.models.manifest import Manifest, read_manifest, verify_digests
 from serving.models.samples import Sample, read_samples, run_samples
@@ -153,19 +153,12 @@ def load_version(folder: Path, version: int, config: ModelConfig, settings: Load
     statistics = Statistics()
     limits = _batch_limits(spec, version, measured, settings)
     cache = _open_cache(spec, settings, statistics)
+    self_check = make_check(spec, golden, samples, manifest.golden_tolerance)
     return Model(
         spec=spec,
         version=str(version),
         labels=labels,
-        batcher=Batcher(
-            spec.name,
-            backends,
-            limits,
-            statistics,
-            cache,
-            turns,
-            make_check(spec, golden, samples, manifest.golden_tolerance),
-        ),
+        batcher=Batcher(spec.name, backends, limits, statistics, cache, turns, self_check),
         statistics=statistics,
         load_s=time.monotonic() - began,
         images=images,
@@ -210,7 +203,7 @@ def _warm_up(backend: Backend, spec: ModelSpec, golden: Mapping[str, Array], sam
     return replace(measured, slowest_s=max(measured.slowest_s, run_samples(backend, spec, samples)))
 
 
-def _register(opened: Sequence[Opened], spec: ModelSpec, limiter: RateLimiter | None) -> list[Turn]:
+def _register(opened: Sequence[OpenedInstance], spec: ModelSpec, limiter: RateLimiter | None) -> list[Turn]:
     """Returns the turns of the instances; none if they need not wait for any."""
     if not any(instance.group.resources for instance in opened):
         return []
