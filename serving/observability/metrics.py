@@ -250,9 +250,9 @@ class Metrics(Collector):
     """The metrics of a server's models and of its process."""
 
     def __init__(
-        self, repository: Repository, refusals: Refusals, decoder: ImageDecoder, messages: MessageMemory
+        self, repository: Repository, refusals: Refusals, decoder: ImageDecoder, message_memory: MessageMemory
     ) -> None:
-        self._messages = messages
+        self._message_memory = message_memory
         self._repository = repository
         self._refusals = refusals
         self._decoder = decoder
@@ -299,9 +299,9 @@ class Metrics(Collector):
         yield _single(DECODED, "counter", "Image files decoded.", self._decoder.num_images)
         yield _single(DECODING, "counter", "Time it took, summed over threads.", self._decoder.seconds)
         yield _single(
-            MESSAGE_BYTES, "gauge", "Memory of large requests that arrive, wait or run.", self._messages.num_bytes
+            MESSAGE_BYTES, "gauge", "Memory of large requests that arrive, wait or run.", self._message_memory.num_bytes
         )
-        yield _single(MESSAGE_LIMIT, "gauge", "Largest memory of such requests.", self._messages.max_bytes)
+        yield _single(MESSAGE_LIMIT, "gauge", "Largest memory of such requests.", self._message_memory.max_bytes)
         snapshots = [ModelSnapshot(model, model.statistics.snapshot()) for model in self._repository.ready_models()]
         yield from _call_families(self._refusals.calls, snapshots)
         for metric in MODEL_METRICS:
