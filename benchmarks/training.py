@@ -219,61 +219,41 @@ def summarise(measured: dict[str, Any]) -> list[tuple[str, str, str]]:
         ratios = [a / b for a, b in zip(rows[over], rows[under], strict=True)]
         return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
-    loop, mm = "naive images/s", "mm 2048, GFLOP/s"
+    def row(name: str, over: str, under: str) -> tuple[str, str, str]:
+        return name, ratio(over, under), f"{spread(over)} over {spread(under)}"
+
     table = []
     for rate, precision in (("mnist images/s", "as in the recipe"), ("mnist in float32, images/s", "in float32")):
-        gflops = median[rate] * MFLOP_PER_IMAGE / 1000
+        gflops, mm = median[rate] * MFLOP_PER_IMAGE / 1000, "mm 2048, GFLOP/s"
+        share = f"{gflops / median[mm]:.2f}"
         table += [
-            (
-                f"`mnist` {precision} over a plain loop (float32), images/s",
-                ratio(rate, loop),
-                f"{spread(rate)} over {spread(loop)}",
-            ),
+            row(f"`mnist` {precision} over a plain loop (float32), images/s", rate, "naive images/s"),
             (
                 f"`mnist` {precision}, share of a 2048^3 float32 `torch.mm`",
-                f"{gflops / median[mm]:.2f}",
+                share,
                 f"{gflops:.0f} of {spread(mm)} GFLOP/s",
             ),
         ]
     for batch in (100, 1000):
         two, one = f"images/s, 2 processes, batch {batch}", f"images/s, 1 process, batch {batch}"
-        table.append((f"2 processes over 1, batch {batch}", ratio(two, one), f"{spread(two)} over {spread(one)}"))
+        table.append(row(f"2 processes over 1, batch {batch}", two, one))
     for ranks in (2, 4):
-        ddp = f"images/s, {ranks} ranks, DDP"
         for shards in (2, 4, 8):
             sharded = f"images/s, {ranks} ranks, {shards} shards"
             if sharded in median:
                 name = f"{shards} virtual shards on {ranks} ranks over plain DDP on the same"
-                table.append((name, ratio(sharded, ddp), f"{spread(sharded)} over {spread(ddp)}"))
+                table.append(row(name, sharded, f"images/s, {ranks} ranks, DDP"))
     table.append(("pause of the training for a checkpoint, median", f"{median['stall of a save, ms']:.2f} ms", ""))
-    share = 100 * median["comparison of weights, ms"] * median["images/s, 2 processes, batch 100"] / 1000 / (50 * 100)
+    percent = 100 * median["comparison of weights, ms"] * median["images/s, 2 processes, batch 100"] / 1000 / (50 * 100)
     compare = f"{spread('comparison of weights, ms')} ms, every 50 steps of 2 ranks"
-    table.append(("comparison of the ranks' weights, share of the time", f"{share:.1f} %", compare))
-    start, imports = "first step after, s", "import torch, torchvision, s"
-    table.append(
-        ("command to first step, in imports", ratio(start, imports), f"{spread(start)} over {spread(imports)}")
-    )
-    epoch = "naive first epoch, s"
+    table.append(("comparison of the ranks' weights, share of the time", f"{percent:.1f} %", compare))
+    table.append(row("command to first step, in imports", "first step after, s", "import torch, torchvision, s"))
     for name in ("mnist-fast training, s", "mnist-fast whole command, s"):
-        table.append(
-            (f"{name[:-3]} over the loop's first epoch", ratio(name, epoch), f"{spread(name)} / {spread(epoch)}")
-        )
-    whole, until = "mnist-fast under torchrun, s", "naive command to end of first epoch, s"
-    table.append(
-        (
-            "mnist-fast over the loop's first epoch, both from the start of torchrun",
-            ratio(whole, until),
-            f"{spread(whole)} / {spread(until)}",
-        )
-    )
-    memory = measured["memory"]
-    table.append(
-        (
-            "data of 4 ranks in memory",
-            f"{memory['proportional_mb']:.0f} MB",
-            f"counted per rank: {memory['resident_mb']:.0f}",
-        )
-    )
+        table.append(row(f"{name[:-3]} over the loop's first epoch", name, "naive first epoch, s"))
+    name = "mnist-fast over the loop's first epoch, both from the start of torchrun"
+    table.append(row(name, "mnist-fast under torchrun, s", "naive command to end of first epoch, s"))
+    resident, proportional = (f"{measured['memory'][name]:.0f}" for name in ("resident_mb", "proportional_mb"))
+    table.append(("data of 4 ranks in memory", f"{proportional} MB", f"counted per rank: {resident}"))
     return table
 
 
