@@ -122,12 +122,12 @@ def _time_step(bench: Bench, recipe: str, way: str, world: World) -> dict[str, A
     return found
 
 
-def _seconds_of(work: Callable[[], object], device: torch.device, limit_s: float = 0.6) -> float:
-    """Returns the mean seconds of a call, over about `limit_s` seconds."""
+def _seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Returns the mean seconds of a call, over about 0.6 seconds."""
     began = time.perf_counter()
     work()
     wait_for(device)
-    number = max(3, min(2000, int(limit_s / max(time.perf_counter() - began, 1e-5))))
+    number = max(3, min(2000, int(0.6 / max(time.perf_counter() - began, 1e-5))))
     began = time.perf_counter()
     for _ in range(number):
         work()

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 NUM_SCENES = 24
 WIDTH, HEIGHT = 500, 375
 _BLOCK = 500
+_NUM_CLASSES = 10
 """Files that a process writes at a time."""
 
 Pixels = npt.NDArray[np.uint8]
@@ -45,28 +46,26 @@ def scene(seed: int, width: int, height: int) -> Pixels:
     return np.asarray(image)
 
 
-def write_folder(
-    root: Path, num_files: int, *, num_classes: int = 10, width: int = WIDTH, height: int = HEIGHT, quality: int = 90
-) -> None:
+def write_folder(root: Path, num_files: int, *, width: int = WIDTH, height: int = HEIGHT, quality: int = 90) -> None:
     """Writes `num_files` pictures into class folders; leaves files that are there."""
     blocks = range(0, num_files, _BLOCK)
-    for label in range(num_classes):
+    for label in range(_NUM_CLASSES):
         (root / f"class-{label}").mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor() as pool:
-        write = partial(_write_block, root, num_files, num_classes, (width, height), quality)
+        write = partial(_write_block, root, num_files, (width, height), quality)
         for done in pool.map(write, blocks):
             if done % 20_000 == 0:
                 print(f"{done:,} of {num_files:,} files", flush=True)
 
 
-def _write_block(root: Path, num_files: int, num_classes: int, size: tuple[int, int], quality: int, first: int) -> int:
+def _write_block(root: Path, num_files: int, size: tuple[int, int], quality: int, first: int) -> int:
     import simplejpeg
 
     width, height = size
     scenes = _scenes(5 * width // 4, 5 * height // 4)
     end = min(num_files, first + _BLOCK)
     for number in range(first, end):
-        path = root / f"class-{number % num_classes}" / f"{number:07d}.jpg"
+        path = root / f"class-{number % _NUM_CLASSES}" / f"{number:07d}.jpg"
         if path.exists():
             continue
         random = np.random.default_rng(number)

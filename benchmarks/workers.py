@@ -96,13 +96,13 @@ def run_load(port: int, payload: Path, seconds: float, workers: int, options: ar
     return int(found[1])
 
 
-def share_of_capacity(workers: int, connections: int, rounds: int = 400) -> float:
+def share_of_capacity(workers: int, connections: int) -> float:
     """Returns the mean over the busiest worker when the kernel spreads connections with equal load at random.
 
     When the busiest worker is full, the server gives that share of what its workers could.
     """
     shares = []
-    for number in range(rounds):
+    for number in range(400):
         generator = random.Random(number)
         counts = [0] * workers
         for _ in range(connections):
