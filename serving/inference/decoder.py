@@ -73,7 +73,7 @@ class ImageDecoder:
         Raises:
             ResourceExhausted: too many bytes wait.
         """
-        job = _Job(self, files, images, deadline, _Outcome(then, fail))
+        job = _Job(self, files, images, deadline, _Callbacks(then, fail))
         with self._changed:
             if self._num_bytes > MAX_WAITING_BYTES:
                 raise ResourceExhausted(f"{self._num_bytes} bytes of images wait to be decoded", _RETRY_AFTER_MS)
@@ -86,7 +86,7 @@ class ImageDecoder:
         self._executor.submit(step)
 
     def free(self, num_bytes: int) -> None:
-        """Counts the bytes of a request that waits no longer."""
+        """Frees the bytes of a request that has been decoded, has failed or was cancelled."""
         with self._changed:
             self._num_bytes -= num_bytes
 
@@ -112,8 +112,8 @@ class ImageDecoder:
                 self._changed.notify_all()
 
 
-class _Outcome(NamedTuple):
-    """What a request's files lead to: one of the two is called, once."""
+class _Callbacks(NamedTuple):
+    """What is called when the files of a request are decoded, or have failed: one of the two, once."""
 
     then: Callable[[Pixels], RequestHandle | None]
     fail: Callable[[ServingError], None]
@@ -129,7 +129,7 @@ class _Job:
     """
 
     def __init__(
-        self, pool: ImageDecoder, files: ImageFiles, images: ImageTensor, deadline: float | None, outcome: _Outcome
+        self, pool: ImageDecoder, files: ImageFiles, images: ImageTensor, deadline: float | None, callbacks: _Callbacks
     ) -> None:
         self.num_bytes = files.num_bytes + files.num_files * math.prod(images.shape)
         self._pool = pool
@@ -137,7 +137,7 @@ class _Job:
         self._files: list[bytes] = []
         self._images = images
         self._deadline = deadline
-        self._outcome: _Outcome | None = outcome  # None once it is decoded, failed or cancelled
+        self._callbacks: _Callbacks | None = callbacks  # None once it is decoded, failed or cancelled
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._request: RequestHandle | None = None
@@ -159,7 +159,7 @@ class _Job:
             self._end(error)
             return
         with self._lock:
-            if self._outcome is None:
+            if self._callbacks is None:
                 return
             self._files, self._pixels, self._num_left = files, pixels, len(files)
         for _ in range(min(len(files), self._pool.num_threads) - 1):
@@ -169,7 +169,7 @@ class _Job:
     def _decode_next(self) -> None:
         with self._lock:
             index = self._next
-            if self._outcome is None or index == len(self._files):
+            if self._callbacks is None or index == len(self._files):
                 return
             self._next += 1
             files, pixels = self._files, self._pixels
@@ -189,8 +189,8 @@ class _Job:
             self._pool.run(self._decode_next)
 
     def _finish(self, pixels: Pixels) -> None:
-        if (outcome := self._close()) is not None:
-            self._request = outcome.then(pixels)
+        if (callbacks := self._close()) is not None:
+            self._request = callbacks.then(pixels)
             if self._is_cancelled:  # `cancel` may have run before `_request` was set
                 self.cancel()
 
@@ -198,23 +198,23 @@ class _Job:
         if not isinstance(error, ServingError):
             logger.error("images could not be decoded", exc_info=error)
             error = Internal("the images could not be decoded; the server's log says why")
-        if (outcome := self._close()) is not None:
-            outcome.fail(error)
+        if (callbacks := self._close()) is not None:
+            callbacks.fail(error)
 
-    def _close(self) -> _Outcome | None:
-        """Forgets the request. Returns what it leads to; None if that was done before."""
+    def _close(self) -> _Callbacks | None:
+        """Forgets the request. Returns its callbacks; None if that was done before."""
         with self._lock:
-            outcome, self._outcome = self._outcome, None
-            if outcome is None:
+            callbacks, self._callbacks = self._callbacks, None
+            if callbacks is None:
                 return None
             self._given, self._files, self._pixels = None, [], np.empty(0, np.uint8)
         self._pool.free(self.num_bytes)
-        return outcome
+        return callbacks
 
     def cancel(self) -> None:
         """Drops the request. If that is before it was queued for its model, it fails, so that it is counted."""
         self._is_cancelled = True
-        if (outcome := self._close()) is not None:
-            outcome.fail(Cancelled("the request was cancelled while its images were decoded"))
+        if (callbacks := self._close()) is not None:
+            callbacks.fail(Cancelled("the request was cancelled while its images were decoded"))
         if self._request is not None:
             self._request.cancel()

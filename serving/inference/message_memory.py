@@ -44,7 +44,7 @@ class MessageMemory:
             share.num_bytes += num_bytes
 
     def free(self, share: "MemoryShare") -> None:
-        """Counts a message no longer. Call `MemoryShare.free`."""
+        """Frees what a message takes. Call `MemoryShare.free`."""
         with self._lock:
             self.num_bytes -= share.num_bytes
             share.num_bytes = 0
@@ -76,6 +76,6 @@ class MemoryShare:
         self._size = size
 
     def free(self) -> None:
-        """Counts the message no longer. Further calls do nothing."""
+        """Frees what the message takes. Further calls do nothing."""
         if self.num_bytes:
             self._memory.free(self)

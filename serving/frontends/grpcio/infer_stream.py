@@ -153,7 +153,7 @@ class _StreamedCall:
             self._request.cancel()
 
     def free(self) -> None:
-        """Counts the response no longer."""
+        """Frees what the response takes of the message memory."""
         self._share.free()
 
     def wait(self) -> bytes | ServingError:
