@@ -1,4 +1,4 @@
-"""One look at a watched job serves all that watch it."""
+"""Polls each watched job once for all its watchers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trainer.service.jobs import FINAL, Event, Job
 
-LOOK_EVERY_S = 0.3
+POLL_S = 0.3
 MAX_KEPT = 1000
 """Events of a job that are kept in memory while it is watched."""
 
@@ -17,7 +17,7 @@ class _Watched:
 
     Args:
         events: the newest ones, without gaps.
-        changed: set, and replaced, at each look that found something.
+        changed: set, and replaced by a new one, at each poll that found new events.
     """
 
     job: Job
@@ -67,7 +67,7 @@ class Watches:
                     if not watched.task.done():  # else nobody would wake this watcher, which was busy until now
                         await changed.wait()
                     if watched.task.done():
-                        watched.task.result()  # raises what ended the looking
+                        watched.task.result()  # raises what ended the polling
                         if watched.job is job:  # somebody has deleted the job, and the rest of its events
                             return
         finally:
@@ -79,7 +79,7 @@ class Watches:
             watched = self._watched[number] = _Watched(await self._get(number), [])
         watched.num_watchers += 1
         if watched.task is None:
-            watched.task = asyncio.create_task(self._look(number, watched))
+            watched.task = asyncio.create_task(self._poll(number, watched))
         return watched
 
     def _leave(self, number: int, watched: _Watched) -> None:
@@ -96,11 +96,11 @@ class Watches:
             return kept[after + 1 - kept[0].number :]
         return await self._read(watched.job.id, after)
 
-    async def _look(self, number: int, watched: _Watched) -> None:
-        """Looks again and again; wakes the watchers when there is something new, and when looking has failed."""
+    async def _poll(self, number: int, watched: _Watched) -> None:
+        """Polls the store; wakes the watchers when the job has new events, and when the store fails."""
         try:
             while watched.job.state not in FINAL:
-                await asyncio.sleep(LOOK_EVERY_S)
+                await asyncio.sleep(POLL_S)
                 job = await self._get(number)
                 if job.next_event != watched.job.next_event:
                     last = watched.events[-1].number if watched.events else watched.job.next_event - 1

@@ -21,7 +21,7 @@ JOB = Job(
 
 
 def test_the_events_of_many_pages_arrive_and_a_deleted_job_ends_its_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watching, "POLL_S", 0.01)
     looks = iter([JOB, replace(JOB, next_event=40), replace(JOB, next_event=50, state=JobState.FAILED)])
 
     async def get(_: int) -> Job:
@@ -38,7 +38,7 @@ def test_the_events_of_many_pages_arrive_and_a_deleted_job_ends_its_watch(monkey
 
 
 def test_a_watcher_that_was_busy_while_the_looking_failed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(watching, "POLL_S", 0.01)
     looks = iter([JOB])
 
     async def get(_: int) -> Job:
