@@ -26,7 +26,7 @@ def host_check(host: str, origins: Collection[str]) -> "HostCheck | None":
     """Returns the check of a server that asks for no tokens, in plain text; None where it protects nothing.
 
     Args:
-        host: that the server listens on: whoever reaches another one than loopback's needs no browser.
+        host: that the server listens on; on other hosts than loopback, attackers can connect without a browser.
         origins: of web pages that may call; `*` for all.
     """
     return HostCheck(origins) if is_loopback(host) and "*" not in origins else None

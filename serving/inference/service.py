@@ -121,8 +121,8 @@ class _Path(Generic[S, R]):
 
         Args:
             decoded: the image files that it holds, with their pixels; None for any other request.
-            resolved: its values with what it has in shared memory; None for a request that has nothing there, or is
-                not read yet.
+            resolved: its values, with the inputs read from shared memory; None if it uses none, or before they are
+                read.
 
         Returns:
             The request in flight; None if `sink` has been called already.

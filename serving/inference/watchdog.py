@@ -11,7 +11,7 @@ _MAX_PAUSE_S = 5.0
 
 
 class Watchdog:
-    """A thread that looks at the instances of one model version every 5 seconds at most.
+    """A thread that checks the instances of one model version at least every 5 seconds.
 
     Args:
         limit_s: how long one batch may be computed.

@@ -1,1 +1,1 @@
-"""Several server processes behind one port: a supervisor starts them, and stands for all of them."""
+"""Several server processes behind one port: a supervisor starts and restarts them, and serves their metrics."""

@@ -1,4 +1,4 @@
-"""The supervisor of several workers: starts them, restarts those that die, and stands for all of them.
+"""The supervisor of several workers: starts them, restarts those that die, and serves their metrics and health.
 
 It holds the ports, so that no other server takes them, but never listens on them: each worker does (SO_REUSEPORT), and
 the kernel spreads connections over those that do. It serves the one port of metrics and probes: ready when all workers
@@ -49,7 +49,7 @@ MAX_PAUSE_S = 30.0
 """Before a worker is started again: twice as long after each death, until one has lived for `STEADY_S`."""
 STEADY_S = 60.0
 SILENT_S = 60.0
-"""After which a worker that tells nothing hangs as a whole, as when a model in Python never gives the GIL back."""
+"""Without a message, after which a worker counts as hung, as when a model in Python never releases the GIL."""
 TURN_S = 0.25
 """How long a worker waits for its turn to change a model, before it looks whether its caller still waits."""
 METRICS_TIMEOUT_S = 1.0
@@ -121,7 +121,7 @@ class Supervisor:
         return self._is_ready and not self._is_stopping and not self._has_silent()
 
     def _has_silent(self) -> bool:
-        """Returns whether a worker that has told its state once tells it no longer, and logs which."""
+        """Returns whether a worker has stopped sending its state, and logs which."""
         since = time.monotonic() - SILENT_S
         for worker in list(self._workers.values()):
             if worker.heard is not None and worker.heard < since:

@@ -19,7 +19,7 @@ class Capacity:
     """What an engine has.
 
     Args:
-        machine: None if the engine queues jobs itself.
+        machine: the devices that jobs share; None if the engine queues jobs itself.
         active: numbers of the jobs that use it.
         jobs: those of them that the caller may see.
     """
@@ -69,7 +69,7 @@ class LogRange:
 
 
 POLL_S = 0.5
-"""Between two looks at a job that is followed."""
+"""Between two reads of a job that is followed."""
 MAX_KEY = 255
 """Characters."""
 _NUM_TRIES = 20
@@ -108,7 +108,7 @@ class Operations:
         return engine.plan(spec)
 
     def submit(self, spec: JobSpec, *, owner: str, key: str | None = None) -> Job:
-        """Submits a job; a key that the owner has used before for the same returns the job of then.
+        """Submits a job; if the owner has used the key for the same job before, returns that job.
 
         Raises:
             ConfigError: the engine can never run it, or the key is impossible.

@@ -100,7 +100,7 @@ class JobStore:
         """Adds a queued job; the run folder of the spec may contain `{id}`.
 
         Returns:
-            The job, and whether it is new. A key that the owner has used before for the same returns that job.
+            The job, and whether it is new: it is not if the owner has used the key for the same job before.
 
         Raises:
             JobStateError: the owner has used the key for another job.

@@ -1,4 +1,4 @@
-"""Creates the objects of an attempt, once: whoever asks again, with whatever knowledge, finds them by their name."""
+"""Creates the objects of an attempt, once: a repeated call finds them by their names."""
 
 from contextlib import suppress
 from dataclasses import dataclass

@@ -85,7 +85,7 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """The name of the main object: nobody else's, and the same whoever asks again."""
+        """The name of the main object: unique, and the same for every call."""
         return f"convoy-{self.store}-{self.job}-{self.attempt}"
 
     @property
