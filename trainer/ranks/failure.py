@@ -26,6 +26,8 @@ from trainer.ranks.rendezvous import Store
 
 LOCK_WAIT_S = 1.0
 """A rank that has only lost a peer waits this long for a rank that reports why; if none does, the peer was killed."""
+NOTICE_S = 0.5
+"""A rank that holds the lock stays this long, until the others know: the store may end with this rank's launcher."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,13 +54,20 @@ class FailureLock:
         self._store = store
         self._key = f"convoy/failure/{round_name}"
         self._rank = rank
+        self._holder: int | None = None
 
     def acquire(self) -> int:
-        """Acquires the lock if it is free. Returns the rank that holds it; this rank if the store is gone."""
-        try:
-            return int(self._store.compare_set(self._key, "", str(self._rank)))
-        except (RuntimeError, ValueError):  # the launcher, which has the store, is gone
-            return self._rank
+        """Acquires the lock if it is free.
+
+        Returns:
+            The rank that holds it. If the store is gone: the one that was known to hold it, else this rank.
+        """
+        if self._holder is None:
+            try:
+                self._holder = int(self._store.compare_set(self._key, "", str(self._rank)))
+            except (RuntimeError, ValueError):  # the launcher, which has the store, is gone
+                self._holder = self._rank
+        return self._holder
 
     def holder(self) -> int | None:
         """Returns the rank that holds the lock; None while it is free.
@@ -66,7 +75,9 @@ class FailureLock:
         Raises:
             RuntimeError: the store is gone.
         """
-        return int(self._store.get(self._key)) if self._store.check([self._key]) else None
+        if self._holder is None and self._store.check([self._key]):
+            self._holder = int(self._store.get(self._key))
+        return self._holder
 
 
 class PeerMonitor(Protocol):
@@ -130,10 +141,12 @@ def report_failure(context: FailureContext, lock: FailureLock | None, peers: Pee
                 _acquire_or_leave(error, context, lock, peers)
             ranks = error.ranks if isinstance(error, DesyncError | MismatchError) else [context.rank]
             write_error(context, error, ranks)
+            if lock is not None:
+                time.sleep(NOTICE_S)
         raise
     except BaseException:  # a signal is no failure: the lock keeps the others from reporting a lost rank
-        if lock is not None:
-            lock.acquire()
+        if lock is not None and lock.acquire() == context.rank:
+            time.sleep(NOTICE_S)
         raise
 
 
@@ -158,6 +171,7 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
             f"the run can continue from its last checkpoint ({str(error).splitlines()[0]})"
         )
         write_failure(context, message, kind="LostRank", trace=None, ranks=lost)
+        time.sleep(NOTICE_S)
         raise TrainerError(message) from None
 
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from trainer.ranks import detector
 from trainer.ranks.activity import Activity
 from trainer.ranks.failure import FailureContext, FailureLock, write_failure
-from trainer.ranks.heartbeat import Heartbeat, HeartbeatExchange
+from trainer.ranks.heartbeat import FRESH_S, Heartbeat, HeartbeatExchange
 from trainer.ranks.launcher import LAUNCHER_PID
 from trainer.ranks.procfs import has_ended, parent_pid
 from trainer.ranks.rendezvous import Store
@@ -54,11 +54,14 @@ class Watchdog:
         """Starts to watch the launcher, which may have died since this process began."""
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
-    def watch_peers(self, store: Store, round_name: str) -> None:
+    def watch_peers(self, store: Store, round_name: str) -> FailureLock:
         """Starts to watch the other ranks; this rank's first heartbeat is in the store when this returns.
 
         Args:
             store: a connection of its own, because calls on it may block.
+
+        Returns:
+            The round's failure lock. The watchdog keeps it informed of who holds it.
         """
         rank, size = self._context.rank, self._context.world_size
         heartbeats, lock = HeartbeatExchange(store, round_name, rank, size), FailureLock(store, round_name, rank)
@@ -67,6 +70,7 @@ class Watchdog:
         arguments = (heartbeats, lock)
         self._exchanging = threading.Thread(target=self._exchange, args=arguments, name="heartbeats", daemon=True)
         self._exchanging.start()
+        return lock
 
     def stop(self) -> None:
         """Tells the others, if the store still answers, that this rank leaves, and stops watching."""
@@ -77,10 +81,13 @@ class Watchdog:
     def lost_peers(self) -> list[int]:
         """Returns the ranks that are gone when a collective has failed.
 
-        Ranks of this launcher are gone when their process has ended, others when they send no more heartbeats.
+        Ranks of this launcher are gone when their process has ended, others when they send no more heartbeats. Once the
+        store is gone, ranks that have ended may only have noticed before this one.
         """
         deadline = time.monotonic() + detector.STALE_AFTER_S
         while self._heartbeats and time.monotonic() < deadline and not self._stopped.wait(BEAT_EVERY_S):
+            if self._heartbeats.age_s > FRESH_S:
+                continue
             peers = self._heartbeats.peers
             ended = [rank for rank, peer in peers.items() if _is_sibling(peer) and has_ended(peer.pid)]
             lost = ended or self._heartbeats.silent(detector.STALE_AFTER_S)

@@ -20,7 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, ProcessGroup, Store
 
 from convoy.cpus import num_available_cpus
 from trainer.config import DeviceChoice, GradientReduction
-from trainer.errors import ConfigError, PeerError
+from trainer.errors import ConfigError
 from trainer.ranks.activity import HANG_TIMEOUT_S, Activity
 from trainer.ranks.data_parallel import DataParallel, uses_ddp
 from trainer.ranks.device import choose_device, separate_for_nccl
@@ -29,7 +29,7 @@ from trainer.ranks.failure import FailureContext, FailureLock, report_failure
 from trainer.ranks.rendezvous import connect, join_round
 from trainer.ranks.shared_memory import SharedMemoryReducer
 from trainer.ranks.waiting import announced
-from trainer.ranks.watchdog import Watchdog
+from trainer.ranks.watchdog import DETECT_EVERY_S, Watchdog
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT_S = 600.0
@@ -279,7 +279,7 @@ class World:
             what: the work of the missing ranks, for a line that tells the user about the wait; "" for no such line.
 
         Raises:
-            PeerError: the launcher is gone.
+            RuntimeError: the store is gone.
         """
         if self.store is None:
             return
@@ -303,8 +303,9 @@ class World:
                 # Rank 0 goes last: without torchrun it serves the store, which ends with its process.
                 while self.is_main and store.add(f"{name}/left", 0) < self.size:
                     time.sleep(0.05)
-        except RuntimeError as error:
-            raise PeerError("the launcher is gone") from error
+        except RuntimeError:
+            time.sleep(2 * DETECT_EVERY_S)  # if this rank's own launcher is gone, the watchdog ends the rank
+            raise
 
 
 def _join_round(environment: RankEnvironment, watchdog: Watchdog) -> tuple[Store, FailureLock, str]:
@@ -316,8 +317,8 @@ def _join_round(environment: RankEnvironment, watchdog: Watchdog) -> tuple[Store
     shared_store = connect(environment)
     watchdog_store = shared_store.clone()  # may take seconds, in which the others would miss heartbeats
     name = join_round(shared_store, environment)
-    watchdog.watch_peers(watchdog_store, name)
-    return PrefixStore(f"convoy/{name}", shared_store), FailureLock(shared_store, name, environment.rank), name
+    lock = watchdog.watch_peers(watchdog_store, name)
+    return PrefixStore(f"convoy/{name}", shared_store), lock, name
 
 
 def _init_process_group(

@@ -26,6 +26,19 @@ def test_the_first_rank_gets_the_lock_and_each_round_has_its_own() -> None:
     assert FailureLock(store, "next round", 0).holder() is None
 
 
+def test_the_rank_that_failed_first_is_known_when_the_store_is_gone() -> None:
+    """The store ends with the launcher of that rank: ranks of other hosts must not replace its report by their own."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    informed, uninformed = (
+        FailureLock(dist.TCPStore("127.0.0.1", server.port, wait_for_workers=False), "round", rank) for rank in (1, 2)
+    )
+    assert FailureLock(server, "round", 0).acquire() == 0
+    assert informed.holder() == 0
+    del server
+    assert informed.acquire() == 0
+    assert uninformed.acquire() == 2
+
+
 def test_a_failure_is_written_with_its_stack(tmp_path: Path) -> None:
     context = FailureContext(rank=2, world_size=4, folder=tmp_path, step=17)
     try:
