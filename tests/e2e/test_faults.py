@@ -7,13 +7,14 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, clean_environment
+from tests.conftest import ROOT, clean_environment, free_port
 from tests.e2e.test_training import ranks_of, result_of, started, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -153,6 +154,29 @@ def test_a_rank_that_is_stopped_during_training_is_named(
         assert not Path(f"/proc/{stopped}").exists()
     assert re.search(rf"rank \d \(process {stopped} on .*\) (sent no heartbeat|has not joined)", line)
     assert len(json.loads((tmp_path / "run" / "failure.json").read_text())["ranks"]) == 1
+
+
+@pytest.mark.minutes
+def test_a_rank_killed_on_the_host_of_the_store_is_named_by_the_other_host(tmp_path: Path, data_dir: Path) -> None:
+    """Its launcher ends, and with it the store and the other rank there: the second host must blame none of its own."""
+    folder, port = tmp_path / "run", free_port()
+    options = ["--dataset", "mnist-mini", "--data-dir", str(data_dir), "--device", "cpu", "--no-export"]
+    options += ["--epochs", "1000", "--run-dir", str(folder)]
+    hosts = ["--nnodes=2", "--nproc-per-node=2", "--master-addr=127.0.0.1", f"--master-port={port}"]
+    commands = [
+        [sys.executable, "-m", "trainer.launch", *hosts, f"--node-rank={host}", "trainer/main.py", *options]
+        for host in range(2)
+    ]
+    with started(commands[0]) as first, started(commands[1]) as second:
+        wait_for_line(first, "epoch 3/1000")
+        killed = ranks_of(first)[1]
+        os.kill(killed, signal.SIGKILL)
+        outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    print(*outputs)
+    assert (first.returncode, second.returncode) == (128 + signal.SIGKILL, 1)
+    [error] = re.findall(r"^error: .*", "".join(outputs), re.MULTILINE)
+    assert f"lost another rank: rank 1 (process {killed} on" in error
+    assert json.loads((folder / "failure.json").read_text())["ranks"] == [1]
 
 
 @pytest.fixture(scope="module")

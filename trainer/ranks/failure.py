@@ -168,11 +168,16 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
         names = f": {peers.describe(lost)}" if lost else ""
         message = (
             f"rank {context.rank} lost another rank{names}, which was killed or whose host is gone; "
-            f"the run can continue from its last checkpoint ({str(error).splitlines()[0]})"
+            f"the run can continue from its last checkpoint ({_first_sentence(error)})"
         )
         write_failure(context, message, kind="LostRank", trace=None, ranks=lost)
         time.sleep(NOTICE_S)
         raise TrainerError(message) from None
+
+
+def _first_sentence(error: Exception) -> str:
+    """Returns what happened, without the advice that Gloo and NCCL add."""
+    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
 def _is_acquired(lock: FailureLock, within_s: float) -> bool:
