@@ -172,9 +172,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each load")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args()
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # byte code that only one checkout has makes its starts a fifth faster
+    # Byte code that only one of the checkouts has makes its starts a fifth faster.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     options.out.mkdir(parents=True, exist_ok=True)
     rounds: list[tuple[dict[str, Row], dict[str, Row]]] = []
     for number in range(options.rounds):
