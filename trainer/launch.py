@@ -10,7 +10,7 @@ Differences from torchrun:
 - It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
 - In an elastic run whose hosts have `PET_NODE_RANK`, host 0 has the rendezvous. torchrun compares names, and fails
   where a host's own name resolves late.
-- It removes the temporary folder in which torchrun keeps the ranks' errors.
+- It removes the temporary folder in which torchrun keeps the ranks' errors; one with the ranks' output stays.
 - In every round of an elastic run, the host of rank 0 publishes the address of the store. torchrun publishes it in the
   first round only, so that a host that joins later never finds it, and after a minute all hosts give up (torch 2.15).
 """
@@ -23,8 +23,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from convoy.processes import exit_immediately, exit_on_ctrl_c, restore_ctrl_c
@@ -98,8 +99,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
                 arrival.result()
         restore_ctrl_c()
         announce_every_store(args)
-        with tempfile.TemporaryDirectory(prefix="torchelastic_", ignore_cleanup_errors=True) as folder:
-            args.log_dir = args.log_dir or folder
+        with log_folder(args) as args.log_dir:
             run(args)
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
@@ -145,6 +145,19 @@ def is_alone(args: argparse.Namespace) -> bool:
     """Returns whether all ranks of the run are on this host."""
     _, max_nodes = parse_min_max_nnodes(args.nnodes)
     return bool(args.standalone) or max_nodes == 1
+
+
+@contextmanager
+def log_folder(args: argparse.Namespace) -> Iterator[str | None]:
+    """Makes a context with torchrun's folder of logs: a temporary one if it holds nothing but the ranks' errors.
+
+    With `--redirects` or `--tee`, it holds what the ranks print, and stays.
+    """
+    if args.log_dir or (args.redirects, args.tee) != ("0", "0"):
+        yield args.log_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="torchelastic_", ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 def pass_on_signals(args: argparse.Namespace) -> None:

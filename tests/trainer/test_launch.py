@@ -65,6 +65,14 @@ def test_it_exits_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, co
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--redirects=3", "--tee=3"])
+def test_the_folder_with_what_the_ranks_print_stays(tmp_path: Path, option: str) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    done = launch(option, script=script(tmp_path, "print('kept')"), TMPDIR=str(temporary))
+    assert done.returncode == 0, done.stderr
+    assert [path.read_text() for path in temporary.rglob("stdout.log")] == ["kept\n"]
+
+
 # torchrun itself would die of SIGUSR1, which Slurm sends by --signal.
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_reaches_the_ranks(number: signal.Signals, tmp_path: Path) -> None:
