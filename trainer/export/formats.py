@@ -4,9 +4,12 @@ The files hold nothing about the machine that made them: no paths, no stack trac
 """
 
 import io
+import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -92,8 +95,28 @@ def _converting() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def muted_thread() -> Iterator[None]:
+    """Context in which this thread prints no errors. Others do: the watchdog names a rank that fails."""
+    with redirect_stderr(_OtherThreads(sys.stderr, threading.get_ident())):
+        yield
+
+
+class _OtherThreads(io.TextIOBase):
+    """Standard error without what one thread writes."""
+
+    def __init__(self, stream: TextIO, muted: int) -> None:
+        self._stream, self._muted = stream, muted
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._muted else self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def _to_program(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
-    with redirect_stderr(io.StringIO()):  # where torch prints the graph of a network that it cannot export
+    with muted_thread():  # torch prints the graph of a network that it cannot export
         return torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 

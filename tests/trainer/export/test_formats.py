@@ -2,6 +2,8 @@
 
 import io
 import os
+import sys
+import threading
 import warnings
 import zipfile
 
@@ -14,7 +16,7 @@ from torch import nn
 
 from tests.conftest import ROOT
 from trainer.export.folding import fold
-from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor
+from trainer.export.formats import EXPORTED_PROGRAM, TORCHSCRIPT, convert, load_predictor, muted_thread
 from trainer.export.reference import ReferenceModel
 from trainer.export.repository import ONNX
 from trainer.models import Classifier
@@ -103,3 +105,14 @@ def test_torchscript_computes_convolutions_in_float32_on_gpus(
     graph = module.inlined_graph  # owns its nodes
     convolutions = graph.findAllNodes("aten::_convolution")
     assert [list(node.inputs())[-1].toIValue() for node in convolutions] == [False, False]
+
+
+def test_while_a_conversion_prints_nothing_other_threads_do(capsys: pytest.CaptureFixture[str]) -> None:
+    """The watchdog names a rank that fails while the main rank exports."""
+    watchdog = threading.Thread(target=lambda: print("error: rank 2 hangs", file=sys.stderr, flush=True))
+    with muted_thread():
+        print("def forward(self, x): ...", file=sys.stderr, flush=True)
+        watchdog.start()
+        watchdog.join()
+    print("after", file=sys.stderr)
+    assert capsys.readouterr().err == "error: rank 2 hangs\nafter\n"
