@@ -136,18 +136,25 @@ def report_failure(context: FailureContext, lock: FailureLock | None, peers: Pee
         yield
     except Exception as error:
         # torchrun ends all ranks when one has exited: none may do so before it has told the user.
-        with ignore_signals(for_good=lock is not None):
+        with ignore_signals(for_good=lock is not None), _noticed(lock, context.rank):
             if lock is not None:
                 _acquire_or_leave(error, context, lock, peers)
             ranks = error.ranks if isinstance(error, DesyncError | MismatchError) else [context.rank]
             write_error(context, error, ranks)
-            if lock is not None:
-                time.sleep(NOTICE_S)
         raise
     except BaseException:  # a signal is no failure: the lock keeps the others from reporting a lost rank
-        if lock is not None and lock.acquire() == context.rank:
+        with _noticed(lock, context.rank):
+            raise
+
+
+@contextmanager
+def _noticed(lock: FailureLock | None, rank: int) -> Iterator[None]:
+    """Context of the end of a rank: if it holds the lock, it stays until the others know."""
+    try:
+        yield
+    finally:
+        if lock is not None and lock.acquire() == rank:
             time.sleep(NOTICE_S)
-        raise
 
 
 def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLock, peers: PeerMonitor) -> None:
@@ -171,7 +178,6 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
             f"the run can continue from its last checkpoint ({_first_sentence(error)})"
         )
         write_failure(context, message, kind="LostRank", trace=None, ranks=lost)
-        time.sleep(NOTICE_S)
         raise TrainerError(message) from None
 
 
