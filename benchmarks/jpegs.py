@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 
 NUM_SCENES = 24
 WIDTH, HEIGHT = 500, 375
-_BLOCK = 500
 _NUM_CLASSES = 10
+_BLOCK = 500
 """Files that a process writes at a time."""
 
 Pixels = npt.NDArray[np.uint8]

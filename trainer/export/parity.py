@@ -17,16 +17,15 @@ from trainer.errors import ExportError
 from trainer.export.formats import FloatArray, Predictor
 from trainer.export.parity_images import ParityImages
 
-
-class DifferenceError(ExportError):
-    """A format's outputs differ from the trained model's. Exit code 6."""
-
-
 SMALL_BATCHES = (17, 3, 2, 1)
 TOLERANCE = 1e-4
 """Largest accepted difference of a logit or a probability, where no logit is larger than `USUAL_LOGIT`."""
 USUAL_LOGIT = 25.0
 """Up to this size float32 rounds well below the tolerance. A logit of 3,000 is rounded by 0.0001 alone."""
+
+
+class DifferenceError(ExportError):
+    """A format's outputs differ from the trained model's. Exit code 6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

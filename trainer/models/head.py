@@ -68,7 +68,7 @@ def fit_head(network: nn.Module, images: torch.Tensor, num_classes: int, *, name
     head = find_head(network, images)
     layer = network.get_submodule(head) if head is not None else None
     if head is None or len(shape) != 2 or shape[0] != len(images) or _num_outputs(layer) != shape[1]:
-        check_logits(output, len(images), num_classes, name=name)
+        check_logits(output, len(images), num_classes, name=name)  # raises: the shape is another one
     assert head is not None
     network.set_submodule(head, _with_outputs(layer, num_classes))
     return head
