@@ -170,6 +170,7 @@ LIGHT = [recipe for recipe in RECIPES.values() if recipe.network in ("lecture", 
 @pytest.mark.parametrize("recipe", LIGHT, ids=lambda recipe: recipe.name)
 def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> None:
     """A few steps of each on one small batch of real digits lower its loss, however a CPU rounds bfloat16."""
+    share_of_batch = 100 / recipe.global_batch_size  # the whole rate on so few images is chaos for some
     recipe = replace(recipe, dataset="mnist-mini", global_batch_size=100)
     run = make_run(recipe, mini, tmp_path / "run")
     augment_params, seeds = draw_params(recipe.augment, len(mini.train), 0, 0), dropout_seeds(len(mini.train), 0, 0)
@@ -184,8 +185,8 @@ def test_every_recipe_learns(recipe: Recipe, mini: Dataset, tmp_path: Path) -> N
             dropout_seeds=seeds[indices],
             sizes=(len(indices),),
             num_images=len(indices),
-            lr_factor=torch.tensor(0.2),
+            lr_factor=torch.tensor(share_of_batch),
         )
         seen.append(run.learner.step(batch)[0].item())
     assert all(torch.isfinite(torch.tensor(seen)))
-    assert min(seen) < 0.97 * seen[0]
+    assert min(seen) < 0.93 * seen[0]
