@@ -46,6 +46,7 @@ from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
 from trainer.data.augment import augment_batch, draw_crops
 from trainer.data.folder.decoder import decode_crop
+from trainer.data.folder.options import FolderOptions
 from trainer.hardware import describe
 from trainer.loop.run import Run
 from trainer.loop.streamed import StreamedSource
@@ -66,9 +67,8 @@ def opened(folder: Path, data_dir: Path) -> Iterator[Run]:
     name = f"folder:{folder}"
     with World.join("cpu") as world, tempfile.TemporaryDirectory() as own:
         recipe = replace(RECIPES["cifar10-small"], dataset=name, augment=AUGMENT, global_batch_size=BATCH_SIZE)
-        dataset = without_test_images(
-            load_dataset(name, data_dir, image_size=SIZE, source="streamed", log=lambda line: None)
-        )
+        options = FolderOptions(image_size=SIZE, source="streamed")
+        dataset = without_test_images(load_dataset(name, data_dir, options, log=lambda line: None))
         plan = RunFolder.plan(TrainConfig(run_dir=Path(own) / "run"), recipe, dataset, world)
         torch.set_num_threads(1)  # as in each process of a DataLoader
         yield setup(recipe, dataset, plan, world, Progress(is_main=False))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from trainer.config import SourceChoice, TrainConfig
 from trainer.data import Dataset, load_dataset
+from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, MismatchError, TrainerError
 from trainer.evaluation.ledger import Ledger
 from trainer.hardware import device_memory
@@ -42,15 +44,10 @@ def prepare(config: TrainConfig, world: World, log: Callable[[str], None]) -> tu
             f"precision tf32: the {'GPU' if world.device.type == 'cuda' else 'CPU'} of rank {world.rank} has no TF32, "
             "only NVIDIA's GPUs since Ampere have: use --precision float32"
         )
-    dataset = load(
-        recipe,
-        config.image_size,
-        config.data_dir,
-        world,
-        log,
-        source=source_of(config, world),
-        skip_bad_images=config.skip_bad_images,
+    options = FolderOptions(
+        image_size=config.image_size, source=source_of(config, world), skip_bad_images=config.skip_bad_images
     )
+    dataset = load(recipe, options, config.data_dir, world, log)
     folder = RunFolder.plan(config, recipe, dataset, world)
     try:
         check_same(world.all_gather_object(identity(config, recipe, dataset, world)))
@@ -82,17 +79,11 @@ def identity(config: TrainConfig, recipe: Recipe, dataset: Dataset, world: World
     }
 
 
-def load(  # noqa: PLR0913 (the options of a data set)
-    recipe: Recipe,
-    image_size: int | None,
-    data_dir: Path,
-    world: World,
-    log: Callable[[str], None],
-    *,
-    source: SourceChoice = "auto",
-    skip_bad_images: int = 0,
-) -> Dataset:
+def load(recipe: Recipe, options: FolderOptions, data_dir: Path, world: World, log: Callable[[str], None]) -> Dataset:
     """Loads the data set; one process per host fetches and verifies it before the others map it.
+
+    Args:
+        options: as the user chose them; the recipe and the ranks decide the others.
 
     Raises:
         ConfigError: there are more ranks than images in a batch, or there is no such data set.
@@ -104,22 +95,14 @@ def load(  # noqa: PLR0913 (the options of a data set)
             f"use at most {recipe.global_batch_size} ranks, or a larger --global-batch-size"
         )
     memory = min(world.all_gather_object(device_memory(world.device)))  # all ranks have to choose the same source
-    load_it = partial(
-        load_dataset,
-        recipe.dataset,
-        data_dir,
-        image_size=image_size,
-        source=source,
-        memory=memory,
-        skip_bad_images=skip_bad_images,
-        square=recipe.square,
-        num_threads=world.num_cpus,
-        log=log,
-    )
-    first = load_it() if world.local_rank == 0 else None
+    options = replace(options, memory=memory, square=recipe.square, num_threads=world.num_cpus)
+    load_it = partial(load_dataset, recipe.dataset, data_dir, log=log)
+    first = load_it(options) if world.local_rank == 0 else None
     world.untimed_barrier("data", what="load the data set")  # it may take longer than a collective waits
     paths = world.all_gather_object(None if first is None else first.path)
-    return first if first is not None else load_it(known_path=paths[world.rank - world.local_rank], verify=False)
+    if first is not None:
+        return first
+    return load_it(replace(options, known_path=paths[world.rank - world.local_rank]), verify=False)
 
 
 def source_of(config: TrainConfig, world: World) -> SourceChoice:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from convoy.allocator import keep_freed_memory
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.data import Dataset, without_test_images
+from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, reading
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import describe_accuracy
@@ -104,15 +105,12 @@ def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Prog
     root = image_folder(recipe.dataset)
     if root is not None and not os.path.exists(root):
         raise ConfigError(f"{root} does not exist: name the place of the run's images with --dataset folder:PATH")
-    dataset = load(
-        recipe,
-        folder.fingerprint.image_size,
-        config.data_dir,
-        world,
-        progress.log,
+    options = FolderOptions(
+        image_size=folder.fingerprint.image_size,
         source=folder.fingerprint.source,
         skip_bad_images=sys.maxsize,  # the digest tells whether the same files are left out
     )
+    dataset = load(recipe, options, config.data_dir, world, progress.log)
     if dataset.sha256 != folder.fingerprint.dataset_sha256:
         raise ConfigError(
             f"{dataset.name} is not what {folder.path} was trained on: its images, or its division into training and "

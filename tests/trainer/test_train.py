@@ -20,6 +20,7 @@ from tests.conftest import ROOT, clean_environment
 from trainer.compare import compare_runs
 from trainer.config import EvaluateConfig, TrainConfig
 from trainer.data.decoded_file import open_decoded
+from trainer.data.folder.options import FolderOptions
 from trainer.loop.run import restore
 from trainer.prepare import load
 from trainer.progress import Progress
@@ -67,7 +68,7 @@ def predictions(folder: Path, data_dir: Path) -> tuple[torch.Tensor, torch.Tenso
     """The exported network's predictions, of one view, for the test images, and their labels."""
     read = RunFolder.read(folder)
     recipe = read.fingerprint.recipe
-    dataset = load(recipe, None, data_dir, ALONE, print)
+    dataset = load(recipe, FolderOptions(), data_dir, ALONE, print)
     run = setup(recipe, dataset, read, ALONE, Progress(is_main=False))
     assert restore(run)
     assert dataset.path is not None

@@ -27,6 +27,7 @@ from tests.serving.conftest import serve
 from tests.web.conftest import config
 from tests.web.models import HOSTILE, RIGHT_TO_LEFT
 from trainer.data import load_dataset
+from trainer.data.folder.options import FolderOptions
 
 FILES = sorted(path for path in STATIC.iterdir() if path.is_file())
 ONE = (Path(__file__).parents[2] / "examples" / "digits" / "1.png").read_bytes()
@@ -161,7 +162,8 @@ def test_saved_images_are_a_data_set(tmp_path: Path) -> None:
         png = BytesIO()
         drawing.save(png, "PNG")
         folder.save(str(digit % 2), png.getvalue())
-    dataset = load_dataset(f"folder:{folder.folder}", tmp_path / "data", image_size=32, log=lambda line: None)
+    options = FolderOptions(image_size=32)
+    dataset = load_dataset(f"folder:{folder.folder}", tmp_path / "data", options, log=lambda line: None)
     assert (dataset.classes, len(dataset.train.labels) + dataset.num_test) == (("0", "1"), 24)
 
 

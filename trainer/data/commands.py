@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -16,6 +16,7 @@ from trainer.data.folder.division import split_rows
 from trainer.data.folder.image_folder import decoded_folder
 from trainer.data.folder.index import open_index
 from trainer.data.folder.indexing import find_changed
+from trainer.data.folder.options import FolderOptions, Source
 from trainer.data.mapped_file import DamagedFileError
 from trainer.data.published.fetch import import_dataset
 from trainer.data.published.progress import download_progress
@@ -46,7 +47,7 @@ class FetchDatasets:
     """Names of data sets, or folder:PATH."""
     image_size: Annotated[int | None, option("PIXELS", "the images' own size")] = None
     """Width and height to which the images of a folder are resized."""
-    source: Literal["auto", "resident", "streamed"] = "auto"
+    source: Source = "auto"
     """resident: decode the images of a folder into one file. streamed: index them. auto: as a training on the CPU."""
     skip_bad_images: int = 0
     """Leave out files of a folder that cannot be decoded, up to so many."""
@@ -143,17 +144,13 @@ def fetch_datasets(command: FetchDatasets) -> None:
     for name in command.names:  # all names first: a typo in the last one must not cost a download
         if not name.startswith(FOLDER_PREFIX):
             dataset_info(name, command.image_size)
+    options = FolderOptions(
+        image_size=command.image_size, source=command.source, skip_bad_images=command.skip_bad_images
+    )
     with download_progress() as (log, progress):
         for name in command.names:
             if name.startswith(FOLDER_PREFIX):
-                path = load_dataset(
-                    name,
-                    command.data_dir,
-                    image_size=command.image_size,
-                    source=command.source,
-                    skip_bad_images=command.skip_bad_images,
-                    log=log,
-                ).path
+                path = load_dataset(name, command.data_dir, options, log=log).path
                 assert path is not None
             else:
                 path = open_or_fetch(dataset_info(name), command.data_dir, log=log, progress=progress).path

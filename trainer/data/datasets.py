@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.augmentation import Square
 from trainer.data import synthetic
 from trainer.data.content import Images as Images  # imported from here by other packages
 from trainer.data.content import ImageSet as ImageSet
 from trainer.data.decoded_file import DecodedDataset, open_or_create
+from trainer.data.folder.options import FolderOptions
 from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST
 from trainer.data.published.download import DownloadProgress
 from trainer.data.published.fetch import fetch_dataset
@@ -24,7 +24,6 @@ from trainer.errors import ConfigError, unknown_name
 from trainer.paths import FOLDER_PREFIX, expand_home, image_folder
 
 if TYPE_CHECKING:
-    from trainer.data.folder.image_folder import Source
     from trainer.data.folder.streamed import StreamedDataset
 
 _MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
@@ -82,17 +81,11 @@ class Dataset:
         return not isinstance(self.train, ImageSet)
 
 
-def load_dataset(  # noqa: PLR0913 (the options of a folder)
+def load_dataset(
     name: str,
     data_dir: Path,
+    options: FolderOptions | None = None,
     *,
-    image_size: int | None = None,
-    source: "Source" = "auto",
-    memory: int | None = None,
-    skip_bad_images: int = 0,
-    square: Square = "crop",
-    num_threads: int | None = None,
-    known_path: Path | None = None,
     verify: bool = True,
     log: Callable[[str], None],
 ) -> Dataset:
@@ -101,16 +94,7 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
     Args:
         name: one of `DATASETS`, or folder:PATH.
         data_dir: folder in which data sets are kept.
-        image_size: width and height to which the images of a folder are resized; None if they all are squares of one
-            size.
-        source: whether a folder is resident, decoded once into one tensor, or streamed, decoded on demand. `auto`: by
-            the size of its images.
-        memory: bytes of the device that trains; a resident set takes at most a quarter. None for this machine's.
-        skip_bad_images: files of a folder that cannot be decoded are left out, up to so many.
-        square: how the images of a folder become squares.
-        num_threads: threads that decode streamed images outside of training; None for torch's number.
-        known_path: the file of this data set as another process of this machine has just opened it; a folder is then
-            not listed again.
+        options: how a folder is opened; the other data sets are resident and have one size.
         verify: hashes the decoded file, at about 1.4 GB/s. One process of a host is enough; the others should
             load after it, so that none keeps a damaged file that the first one replaces.
         log: receives each line for the user.
@@ -120,25 +104,16 @@ def load_dataset(  # noqa: PLR0913 (the options of a folder)
             or the data folder is `~` and the user has no home directory.
         DataError: data are missing, damaged or unreadable.
     """
-    root, data_dir = image_folder(name), expand_home(data_dir)
+    root, data_dir, options = image_folder(name), expand_home(data_dir), options or FolderOptions()
     opened: DecodedDataset | StreamedDataset
     if root is not None:
-        from trainer.data.folder.image_folder import FolderOptions, load_image_folder
+        from trainer.data.folder.image_folder import load_image_folder
 
-        options = FolderOptions(
-            image_size=image_size,
-            source=source,
-            memory=memory,
-            skip_bad_images=skip_bad_images,
-            square=square,
-            num_threads=num_threads,
-            known_path=known_path,
-        )
         opened = load_image_folder(root, data_dir, options, verify=verify, log=log)
-    elif source == "streamed":
+    elif options.source == "streamed":
         raise ConfigError(f"--source streamed is for folders of images (folder:PATH), not for {name}")
     else:
-        opened = open_or_fetch(dataset_info(name, image_size), data_dir, verify=verify, log=log)
+        opened = open_or_fetch(dataset_info(name, options.image_size), data_dir, verify=verify, log=log)
     content = opened.content if isinstance(opened, DecodedDataset) else opened
     return Dataset(
         name=content.name,

@@ -12,6 +12,7 @@ from typing import Annotated
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
 from trainer.data import Dataset
+from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
@@ -66,8 +67,8 @@ def study_seeds(config: SeedsConfig) -> None:
         seeds = list(range(config.first_seed, config.first_seed + config.runs))
         details = f"seeds {seeds[0]} to {seeds[-1]}, each evaluated once on the test images; --runs asks for fewer"
         progress.log(describe_plan([recipe], config.runs, details))
-        skipped = config.skip_bad_images
-        dataset = load(recipe, config.image_size, config.data_dir, world, progress.log, skip_bad_images=skipped)
+        options = FolderOptions(image_size=config.image_size, skip_bad_images=config.skip_bad_images)
+        dataset = load(recipe, options, config.data_dir, world, progress.log)
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )

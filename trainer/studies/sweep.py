@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
 from trainer.data import without_test_images
+from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, DivergenceError, reading, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
@@ -92,8 +93,8 @@ def study_sweep(config: SweepConfig) -> None:
         seeds = f", from {config.seeds} seeds each" if config.seeds > 1 else ""
         details = f"{' '.join(config.grid)}{seeds}, ranked by validation images; --grid asks for other values"
         progress.log(describe_plan(recipes, config.seeds, details))
-        skipped = config.skip_bad_images
-        dataset = load(base, config.image_size, config.data_dir, world, progress.log, skip_bad_images=skipped)
+        options = FolderOptions(image_size=config.image_size, skip_bad_images=config.skip_bad_images)
+        dataset = load(base, options, config.data_dir, world, progress.log)
         dataset = without_test_images(dataset)
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         # A network that takes no such images would end the sweep after hours. Learning rates change no network.

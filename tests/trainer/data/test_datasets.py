@@ -12,6 +12,7 @@ from trainer.data import ImageSet, load_dataset
 from trainer.data.content import content_digest
 from trainer.data.datasets import DATASETS
 from trainer.data.decoded_file import open_decoded
+from trainer.data.folder.options import FolderOptions
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError
 from trainer.paths import default_data_dir
@@ -63,8 +64,8 @@ def test_unknown_names(name: str, hint: str, tmp_path: Path) -> None:
 
 def test_an_image_size_is_for_folders(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--image-size is for folders: synthetic is 28 pixels wide, not 32"):
-        load_dataset("synthetic", tmp_path, image_size=32, log=print)
-    load_dataset("synthetic", tmp_path, image_size=28, log=print)
+        load_dataset("synthetic", tmp_path, FolderOptions(image_size=32), log=print)
+    load_dataset("synthetic", tmp_path, FolderOptions(image_size=28), log=print)
 
 
 def test_without_verification_the_recorded_digest_is_compared(tmp_path: Path, logged: list[str]) -> None:

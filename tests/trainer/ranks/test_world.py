@@ -482,13 +482,14 @@ def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits
     body = """
 import dataclasses, types
 import trainer.prepare, trainer.ranks.waiting, trainer.ranks.world
+from trainer.data.folder.options import FolderOptions
 trainer.ranks.waiting.FIRST_S = 1.0
 trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 1.0
 
-def prepare(*arguments, verify=True, known_path=None, **options):
+def prepare(name, data_dir, options, *, verify=True, log):
     if verify:
         time.sleep(3 * world_here.rank)
-    return types.SimpleNamespace(path=f"of rank {world_here.rank}", told=[verify, known_path])
+    return types.SimpleNamespace(path=f"of rank {world_here.rank}", told=[verify, options.known_path])
 
 def body(world):
     global world_here
@@ -496,7 +497,7 @@ def body(world):
     world.activity.timeout_s = 0.5
     trainer.prepare.load_dataset = prepare
     recipe = types.SimpleNamespace(dataset="mnist", global_batch_size=100, square="crop")
-    prepared = trainer.prepare.load(recipe, None, None, world_here, print)
+    prepared = trainer.prepare.load(recipe, FolderOptions(), None, world_here, print)
     world.activity.timeout_s = 600
     show([world.rank, prepared.told, world.all_gather_object(world.rank)])
 """

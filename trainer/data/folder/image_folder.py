@@ -9,15 +9,12 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from convoy.cpus import available_memory
-from trainer.augmentation import Square
 from trainer.data.content import DatasetContent, ImageSet, image_digests
 from trainer.data.decoded_file import DecodedDataset, open_decoded, open_or_create
 from trainer.data.folder.decode import decode_pixels, select_images
@@ -32,6 +29,7 @@ from trainer.data.folder.indexing import (
     open_or_make_index_locked,
 )
 from trainer.data.folder.listing import Listing, list_folder
+from trainer.data.folder.options import FolderOptions
 from trainer.data.folder.probe import BitDepth, common_side, find_bit_depth
 from trainer.data.folder.streamed import FolderImages, StreamedDataset, open_streamed
 from trainer.data.folder.workers import list_some
@@ -39,43 +37,10 @@ from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.errors import ConfigError, DataError
 from trainer.paths import FOLDER_PREFIX, printable
 
-Source = Literal["auto", "resident", "streamed"]
-
 _MAX_NAME_BYTES = 200
 """Of a folder's name, in the name of the folder for its decoded files: file systems allow 255 bytes in all."""
 _SKIPPING = "skipping"
 """At the end of the name of a decoded file that lacks some of the images."""
-RESIDENT_SHARE = 4
-"""A set is resident by itself if it takes at most one part in so many of the device's memory."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FolderOptions:
-    """How a folder is opened.
-
-    Args:
-        image_size: width and height to which the images are resized; None if they all are squares of one size.
-        source: `auto` chooses by `memory`.
-        memory: bytes of the device that trains; None for this machine's.
-        skip_bad_images: files that cannot be decoded are left out, up to so many.
-        square: how images become squares.
-        num_threads: threads that decode streamed images outside of training; None for torch's number.
-        known_path: the file of the data set that another process of this machine has just opened from the folder, with
-            these options; the folder is then not listed again.
-    """
-
-    image_size: int | None = None
-    source: Source = "auto"
-    memory: int | None = None
-    skip_bad_images: int = 0
-    square: Square = "crop"
-    num_threads: int | None = None
-    known_path: Path | None = None
-
-    def fits(self, num_bytes: int) -> bool:
-        """Returns whether `auto` keeps images of so many bytes resident."""
-        memory = available_memory() if self.memory is None else self.memory
-        return num_bytes <= memory // RESIDENT_SHARE
 
 
 def load_image_folder(

@@ -7,6 +7,7 @@ import pytest
 
 from tests.trainer.data.folder.image_files import Load, put_class
 from trainer.data import Dataset, load_dataset
+from trainer.data.folder.options import FolderOptions
 
 
 @pytest.fixture
@@ -20,6 +21,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def load(tmp_path: Path, logged: list[str]) -> Load:
     def load_folder(path: Path, image_size: int | None = None, **options: Any) -> Dataset:
-        return load_dataset(f"folder:{path}", tmp_path / "data", image_size=image_size, log=logged.append, **options)
+        opened = FolderOptions(image_size=image_size, **options)
+        return load_dataset(f"folder:{path}", tmp_path / "data", opened, log=logged.append)
 
     return load_folder

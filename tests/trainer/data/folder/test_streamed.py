@@ -18,6 +18,7 @@ from tests.trainer.data.folder.test_decode import png_of_sixteen_bits
 from trainer.augmentation import Square
 from trainer.data import Dataset, Images, load_dataset
 from trainer.data.folder import streamed
+from trainer.data.folder.options import FolderOptions
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.ledger import images_sha256
@@ -160,7 +161,7 @@ def test_memory_decides_what_is_streamed(photos: Path, load: Load, logged: list[
 
 def test_only_folders_are_streamed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--source streamed is for folders of images"):
-        load_dataset("synthetic", tmp_path, source="streamed", log=print)
+        load_dataset("synthetic", tmp_path, FolderOptions(source="streamed"), log=print)
 
 
 def test_files_decide_the_identity_and_their_names_do_not(photos: Path, load: Load) -> None:

@@ -1,0 +1,42 @@
+"""How a folder of images is opened."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from convoy.cpus import available_memory
+from trainer.augmentation import Square
+
+Source = Literal["auto", "resident", "streamed"]
+RESIDENT_SHARE = 4
+"""A set is resident by itself if it takes at most one part in so many of the device's memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FolderOptions:
+    """How a folder is opened.
+
+    Args:
+        image_size: width and height to which the images are resized; None if they all are squares of one size.
+        source: whether the folder is resident, decoded once into one tensor, or streamed, decoded on demand; `auto`
+            chooses by the size of its images and `memory`.
+        memory: bytes of the device that trains; None for this machine's.
+        skip_bad_images: files that cannot be decoded are left out, up to so many.
+        square: how images become squares.
+        num_threads: threads that decode streamed images outside of training; None for torch's number.
+        known_path: the file of the data set that another process of this machine has just opened from the folder, with
+            these options; the folder is then not listed again.
+    """
+
+    image_size: int | None = None
+    source: Source = "auto"
+    memory: int | None = None
+    skip_bad_images: int = 0
+    square: Square = "crop"
+    num_threads: int | None = None
+    known_path: Path | None = None
+
+    def fits(self, num_bytes: int) -> bool:
+        """Returns whether `auto` keeps images of so many bytes resident."""
+        memory = available_memory() if self.memory is None else self.memory
+        return num_bytes <= memory // RESIDENT_SHARE
