@@ -21,7 +21,6 @@ from convoy.threads import ThreadPool
 from serving.errors import Cancelled, DeadlineExceeded, Internal, ResourceExhausted, ServingError
 from serving.inference.image_files import ImageFiles, check_headers, decode_file
 from serving.inference.request import RequestHandle
-from serving.models.images import ImageTensor
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,6 @@ class ImageDecoder:
     def submit(
         self,
         files: ImageFiles,
-        images: ImageTensor,
         deadline: float | None,
         *,
         then: Callable[[Pixels], RequestHandle | None],
@@ -73,7 +71,7 @@ class ImageDecoder:
         Raises:
             ResourceExhausted: too many bytes wait.
         """
-        job = _Job(self, files, images, deadline, _Callbacks(then, fail))
+        job = _Job(self, files, deadline, _Callbacks(then, fail))
         with self._changed:
             if self._num_bytes > MAX_WAITING_BYTES:
                 raise ResourceExhausted(f"{self._num_bytes} bytes of images wait to be decoded", _RETRY_AFTER_MS)
@@ -128,14 +126,12 @@ class _Job:
         num_bytes: of the files and of the pixels.
     """
 
-    def __init__(
-        self, pool: ImageDecoder, files: ImageFiles, images: ImageTensor, deadline: float | None, callbacks: _Callbacks
-    ) -> None:
-        self.num_bytes = files.num_bytes + files.num_files * math.prod(images.shape)
+    def __init__(self, pool: ImageDecoder, files: ImageFiles, deadline: float | None, callbacks: _Callbacks) -> None:
+        self.num_bytes = files.num_bytes + files.num_files * math.prod(files.images.shape)
         self._pool = pool
         self._given: ImageFiles | None = files
         self._files: list[bytes] = []
-        self._images = images
+        self._images = files.images
         self._deadline = deadline
         self._callbacks: _Callbacks | None = callbacks  # None once it is decoded, failed or cancelled
         self._lock = threading.Lock()

@@ -8,7 +8,6 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +19,7 @@ from serving.errors import InvalidArgument, quote
 from serving.inference.request import InferInput, InferRequest
 from serving.inference.response_cache import MAX_DIGESTED_BYTES, digest
 from serving.models.images import ImageTensor
+from serving.models.loader import Model
 from serving.protocol.tensors import DATATYPES, Buffer, Elements, to_array
 
 if TYPE_CHECKING:
@@ -47,13 +47,19 @@ class ImageFiles:
 
     Args:
         given: the input; its shape has been checked.
+        images: the model's input.
 
     Attributes:
+        arrived_ns: when they arrived, on the clock of `time.monotonic_ns`.
         num_files: by the shape.
         num_bytes: of all files.
+        digest: for a model with a response cache; None before `find_digest`, and without one.
     """
 
-    def __init__(self, given: InferInput) -> None:
+    def __init__(self, given: InferInput, images: ImageTensor) -> None:
+        self.arrived_ns = time.monotonic_ns()
+        self.images = images
+        self.digest: bytes | None = None
         self._given = given
         self.num_files = given.shape[0]
         data = given.data
@@ -73,47 +79,33 @@ class ImageFiles:
             raise InvalidArgument(f"expected {shape[0]} BYTES elements for shape {list(shape)}, got {len(data.values)}")
         return [bytes(element) for element in data.values]
 
-    def digest(self) -> bytes | None:
-        """Returns a digest of the files, in whichever form they were sent; None for more than is digested.
+    def find_digest(self) -> bytes | None:
+        """Sets and returns a digest of the files, in whichever form they were sent; None for more than is digested.
 
         Raises:
             InvalidArgument: the tensor is malformed.
         """
-        return None if self.num_bytes > MAX_DIGESTED_BYTES else digest(self.split())
+        self.digest = None if self.num_bytes > MAX_DIGESTED_BYTES else digest(self.split())
+        return self.digest
+
+    def decoded(self, pixels: Buffer) -> InferInput:
+        """Returns the input with pixels, [N, C, H, W], in place of the files."""
+        batch = self._given.shape[:1] if self.images.max_batch_size else ()
+        return InferInput(self.images.name, "UINT8", (*batch, *self.images.shape), pixels)
 
 
 class FilesGiven(Exception):
-    """A request holds image files, which must be decoded before it can be run.
+    """A request holds image files for a model, which must be decoded before it can be run."""
 
-    Args:
-        model: name of the model.
-        images: the model's input.
-
-    Attributes:
-        arrived_ns: when the request arrived, on the clock of `time.monotonic_ns`.
-        pixels: of all files, [N, C, H, W], once they are decoded; until then empty.
-        digest: of the files, for a model with a response cache.
-    """
-
-    def __init__(self, request: InferRequest, model: str, images: ImageTensor) -> None:
+    def __init__(self, request: InferRequest, model: Model, files: ImageFiles) -> None:
         super().__init__()
-        self.arrived_ns = time.monotonic_ns()
         self.request = request
         self.model = model
-        self.images = images
-        self.files = ImageFiles(request.inputs[0])
-        self.pixels: Buffer = b""
-        self.digest: bytes | None = None
-
-    def with_pixels(self) -> InferRequest:
-        """Returns the request with pixels in place of the files."""
-        batch = self.request.inputs[0].shape[:1] if self.images.max_batch_size else ()
-        given = InferInput(self.images.name, "UINT8", (*batch, *self.images.shape), self.pixels)
-        return replace(self.request, inputs=[given])
+        self.files = files
 
 
-def holds_files(request: InferRequest, images: ImageTensor) -> bool:
-    """Returns whether a request holds image files in place of pixels.
+def find_files(request: InferRequest, images: ImageTensor) -> ImageFiles | None:
+    """Returns the image files that a request holds in place of pixels; None if it holds none.
 
     Args:
         images: the model's input.
@@ -122,14 +114,14 @@ def holds_files(request: InferRequest, images: ImageTensor) -> bool:
         InvalidArgument: the tensor of files has a wrong shape, or holds too many.
     """
     if len(request.inputs) != 1 or request.inputs[0].datatype != "BYTES" or request.inputs[0].name != images.name:
-        return False
+        return None
     shape = request.inputs[0].shape
     if len(shape) not in (1, 2) or shape[1:] not in ((), (1,)) or not 1 <= shape[0] <= images.max_images:
         raise InvalidArgument(
             f"input {quote(images.name)} of model {quote(request.model_name)}: expected BYTES of shape [n] or [n, 1] "
             f"with n image files, 1 to {images.max_images}, got {quote(list(shape))}"
         )
-    return True
+    return ImageFiles(request.inputs[0], images)
 
 
 def check_headers(files: list[bytes]) -> None:

@@ -4,7 +4,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from serving.errors import ServingError
 from serving.inference.batch import QueuedRequest
-from serving.inference.image_files import FilesGiven
+from serving.inference.image_files import ImageFiles
 from serving.inference.outputs import Outputs
 from serving.inference.plan import Plan
 from serving.inference.request import RequestContext, ResponseSink
@@ -79,7 +79,7 @@ class DecodedRequest(InferenceRequest[R]):
     """A request whose image files have been decoded. It arrived before that, and was queued afterwards.
 
     Args:
-        given: the files. The response cache knows the request by their digest, if they have one.
+        files: the response cache knows the request by their digest, if they have one.
     """
 
     __slots__ = ("_files_digest",)
@@ -91,12 +91,12 @@ class DecodedRequest(InferenceRequest[R]):
         request_id: str,
         context: RequestContext,
         sink: ResponseSink[R],
-        given: FilesGiven,
+        files: ImageFiles,
     ) -> None:
         super().__init__(encoder, buffers, request_id, context, sink)
-        self._files_digest = given.digest
-        self.decoding_ns = self.arrived_ns - given.arrived_ns
-        self.arrived_ns = given.arrived_ns
+        self._files_digest = files.digest
+        self.decoding_ns = self.arrived_ns - files.arrived_ns
+        self.arrived_ns = files.arrived_ns
         if context.trace is not None:
             context.trace.add_decoding(self.arrived_ns, self.queued_ns)
 

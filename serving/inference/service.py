@@ -14,7 +14,7 @@ from convoy.images import Pixels
 from serving.errors import Internal, ServingError, Unavailable
 from serving.inference.batcher import BatcherClosed
 from serving.inference.decoder import ImageDecoder
-from serving.inference.image_files import FilesGiven, holds_files
+from serving.inference.image_files import FilesGiven, ImageFiles, find_files
 from serving.inference.inference_request import DecodedRequest, Encoder, InferenceRequest
 from serving.inference.message_memory import UNCOUNTED_BYTES, MemoryShare, MessageMemory
 from serving.inference.parser_pool import ParserPool
@@ -30,7 +30,6 @@ from serving.inference.request import (
     TracedSink,
 )
 from serving.inference.shared_memory import SharedMemory, SharedMemoryGiven, refusal
-from serving.models.loader import Model
 from serving.models.repository import Repository
 from serving.observability.refusals import Refusals
 from serving.observability.tracing import Tracing
@@ -114,29 +113,27 @@ class _Path(Generic[S, R]):
         encoded: S,
         context: RequestContext,
         sink: ResponseSink[R],
-        decoded: FilesGiven | None = None,
         resolved: InferRequest | None = None,
+        files: ImageFiles | None = None,
     ) -> RequestHandle | None:
         """Runs a request. The response or the error goes to `sink`.
 
         Args:
-            decoded: the image files that it holds, with their pixels; None for any other request.
-            resolved: its values, with the inputs read from shared memory; None if it uses none, or before they are
-                read.
+            resolved: its values, once its inputs have been read from shared memory or decoded; None for a request that
+                holds its inputs itself.
+            files: that its inputs have been decoded from; None for any other request.
 
         Returns:
             The request in flight; None if `sink` has been called already.
         """
         try:
             for _ in range(_MAX_SWAPS):
-                encoder, buffers = (
-                    self._bind(encoded, resolved) if decoded is None else self._bind_decoded(encoded, decoded)
-                )
+                encoder, buffers = self._bind(encoded, resolved, files)
                 queued: InferenceRequest[R]
-                if decoded is None:
+                if files is None:
                     queued = InferenceRequest(encoder, buffers, encoded.request_id, context, sink)
                 else:
-                    queued = DecodedRequest(encoder, buffers, encoded.request_id, context, sink, decoded)
+                    queued = DecodedRequest(encoder, buffers, encoded.request_id, context, sink, files)
                 try:
                     encoder.plan.model.batcher.submit(queued)
                     return queued
@@ -182,13 +179,17 @@ class _Path(Generic[S, R]):
             sink.fail(error)
         return queued
 
-    def _bind(self, encoded: S, resolved: InferRequest | None) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
+    def _bind(
+        self, encoded: S, resolved: InferRequest | None, files: ImageFiles | None
+    ) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
         """Returns the encoder of a request's plan, and its inputs in the model's order.
+
+        The plan of a resolved request is not kept: to read or decode its inputs takes far longer.
 
         Raises:
             FilesGiven, SharedMemoryGiven: the inputs must be decoded or read before.
         """
-        key = encoded.key
+        key = encoded.key if resolved is None else None
         encoder = self._encoders.find(key)
         name = ""
         try:
@@ -196,14 +197,14 @@ class _Path(Generic[S, R]):
                 return encoder, encoder.bind(encoded)
             generation = self._repository.generation
             request = resolved or self._parse(encoded)
-            if request.uses_shared_memory:
-                if resolved is None:
-                    raise SharedMemoryGiven(request)
-                key = None
+            if request.uses_shared_memory and resolved is None:
+                raise SharedMemoryGiven(request)
             model = self._repository.get(request.model_name, request.model_version)
             name = model.spec.name
-            if model.images is not None and holds_files(request, model.images):
-                raise FilesGiven(request, name, model.images)
+            if files is not None and model.images != files.images:
+                raise Unavailable("the model was replaced while images were decoded for it: retry")
+            if model.images is not None and (found := find_files(request, model.images)) is not None:
+                raise FilesGiven(request, model, found)
             encoder = self._make_encoder(Plan(model, request), encoded)
             buffers = encoder.plan.bind_inputs(request.tensors)
             self._encoders.add(key, encoder, generation)
@@ -225,61 +226,40 @@ class _Path(Generic[S, R]):
             share.free()
             self._refuse(error, sink)
             return None
-        queued = self.run(encoded, context, _CountedSink(sink, share), resolved=resolved)
+        queued = self.run(encoded, context, _CountedSink(sink, share), resolved)
         return None if queued is None else _CountedRequest(queued, share)
 
     def _decode(
         self, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
     ) -> RequestHandle | None:
         """Decodes the image files of a request, then runs it. Decodes nothing for one that does not fit the model."""
+        request, files = given.request, given.files
 
         def fail(error: Exception) -> None:
-            self._refuse(error, sink, given.model)
+            self._refuse(error, sink, request.model_name)
 
         def run(pixels: Pixels) -> RequestHandle | None:
-            given.pixels = pixels.reshape(-1).data
-            return self.run(encoded, context, sink, given)
+            decoded = replace(request, inputs=[files.decoded(pixels.reshape(-1).data)])
+            return self.run(encoded, context, sink, decoded, files)
 
         try:
-            plan = Plan(self._model_of(given), given.with_pixels())
+            plan = Plan(given.model, replace(request, inputs=[files.decoded(b"")]))
             context = replace(context, deadline=plan.deadline(context))  # decoding counts in the request's time-out
-            if self._answer_from_cache(plan, given, encoded, context, sink):
+            if self._answer_from_cache(plan, files, encoded, context, sink):
                 return None
-            return self._decoder.submit(given.files, given.images, context.deadline, then=run, fail=fail)
+            return self._decoder.submit(files, context.deadline, then=run, fail=fail)
         except Exception as error:
             fail(error)
             return None
 
-    def _model_of(self, given: FilesGiven) -> Model:
-        """Returns the model that a request's image files are for.
-
-        Raises:
-            Unavailable: it has been replaced by one that takes others.
-        """
-        model = self._repository.get(given.request.model_name, given.request.model_version)
-        if model.images != given.images:
-            raise Unavailable("the model was replaced while images were decoded for it: retry")
-        return model
-
     def _answer_from_cache(
-        self, plan: Plan, given: FilesGiven, encoded: S, context: RequestContext, sink: ResponseSink[R]
+        self, plan: Plan, files: ImageFiles, encoded: S, context: RequestContext, sink: ResponseSink[R]
     ) -> bool:
         """Answers a request whose image files the response cache knows. Returns whether it does."""
-        if plan.model.cache is None or (digest := given.files.digest()) is None:
+        if plan.model.cache is None or files.find_digest() is None:
             return False
-        given.digest = digest
-        request = DecodedRequest(self._make_encoder(plan, encoded), (), encoded.request_id, context, sink, given)
+        request = DecodedRequest(self._make_encoder(plan, encoded), (), encoded.request_id, context, sink, files)
         return plan.model.batcher.answer_from_cache(request)
-
-    def _bind_decoded(self, encoded: S, decoded: FilesGiven) -> tuple[Encoder[S, R], tuple[Buffer, ...]]:
-        """As `_bind`, for a request whose images have been decoded. Its plan is not kept: decoding takes far longer."""
-        try:
-            request = decoded.with_pixels()
-            encoder = self._make_encoder(Plan(self._model_of(decoded), request), encoded)
-            return encoder, encoder.plan.bind_inputs(request.tensors)
-        except ServingError as error:
-            self._refusals.count_error(error, decoded.model)
-            raise
 
 
 class InferenceService:

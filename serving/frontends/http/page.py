@@ -153,11 +153,11 @@ class PageEndpoints:
 
     async def _decode(self, content: bytes, images: ImageTensor, request: Request) -> Pixels:
         """Returns the pixels of a file, [1, C, H, W], prepared by the server's pool as for any inference."""
-        files = ImageFiles(InferInput(images.name, "BYTES", (1,), Elements(DATATYPES["BYTES"], [content])))
+        files = ImageFiles(InferInput(images.name, "BYTES", (1,), Elements(DATATYPES["BYTES"], [content])), images)
         decoder = self._services.inference.decoder
         pixels: Pixels = await await_response(
             self._bridge,
-            lambda sink: decoder.submit(files, images, None, then=sink.succeed, fail=sink.fail),
+            lambda sink: decoder.submit(files, None, then=sink.succeed, fail=sink.fail),
             None,
             request.receive,
         )

@@ -82,8 +82,8 @@ def submit(
     decoder: ImageDecoder, files: list[bytes], deadline: float | None = None, images: ImageTensor = TENSOR
 ) -> tuple[Request, RequestHandle]:
     request = Request()
-    given = ImageFiles(InferInput("images", "BYTES", (len(files),), Elements(DATATYPES["BYTES"], files)))
-    return request, decoder.submit(given, images, deadline, then=request.then, fail=request.outcome.put)
+    given = ImageFiles(InferInput("images", "BYTES", (len(files),), Elements(DATATYPES["BYTES"], files)), images)
+    return request, decoder.submit(given, deadline, then=request.then, fail=request.outcome.put)
 
 
 def png(value: int) -> bytes:
