@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.hosts import why_no_namespaces
 from tests.requirements_of import missing_packages
@@ -74,6 +75,16 @@ def _has_gpu_tests(path: Path) -> bool:
     if path.is_dir():
         return any(map(_has_gpu_tests, path.rglob("test_*.py")))
     return path.match("test_*.py") and "mark.gpu" in path.read_text()
+
+
+@pytest.fixture(autouse=True)
+def restores_torch() -> Iterator[None]:
+    """Restores what belongs to the process, and what loading or training in it sets: threads and precisions."""
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+    torch.backends.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"  # newer settings
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False  # older ones
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,6 @@ def test_gpus_since_ampere_have_tf32(capability: tuple[int, int], has: bool, mon
     assert not has_tf32(torch.device("cpu"))
 
 
-@pytest.mark.usefixtures("restores_tf32")
 def test_tf32_is_allowed_for_convolutions_and_matrix_products_alike() -> None:
     for is_allowed in (True, False):
         allow_tf32(is_allowed)
@@ -33,26 +32,21 @@ def test_tf32_is_allowed_for_convolutions_and_matrix_products_alike() -> None:
         assert tf32_settings() == (is_allowed, is_allowed)
 
 
-@pytest.mark.usefixtures("restores_tf32")
 def test_tf32_is_forbidden_whatever_a_users_network_has_set() -> None:
     backends: Any = torch.backends
-    try:
-        for setting in (backends, backends.cuda.matmul, backends.mkldnn.matmul):
-            setting.fp32_precision = "tf32"
-            with without_tf32():
-                assert tf32_settings() == (False, False)
-            allow_tf32(False)
+    for setting in (backends, backends.cuda.matmul, backends.mkldnn.matmul):
+        setting.fp32_precision = "tf32"
+        with without_tf32():
             assert tf32_settings() == (False, False)
-            assert not backends.cudnn.allow_tf32  # raises an error where older and newer settings disagree
-            assert not backends.cuda.matmul.allow_tf32
-            assert backends.mkldnn.matmul.fp32_precision == "ieee"
-    finally:
-        backends.fp32_precision = backends.mkldnn.matmul.fp32_precision = "none"
+        allow_tf32(False)
+        assert tf32_settings() == (False, False)
+        assert not backends.cudnn.allow_tf32  # raises an error where older and newer settings disagree
+        assert not backends.cuda.matmul.allow_tf32
+        assert backends.mkldnn.matmul.fp32_precision == "ieee"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.usefixtures("restores_tf32")
 def test_float32_is_float32_on_a_gpu() -> None:
     """A convolution and a matrix product, forward and backward, against float64."""
     device = torch.device("cuda", 0)

@@ -1,7 +1,6 @@
 """Both backends of torch compute in float32, whatever this process or the environment had set."""
 
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -52,14 +51,6 @@ def saved(net, backend, folder):
         return file
 
 
-@pytest.fixture
-def restores_precision() -> Iterator[None]:
-    """Restores torch's settings of the process, older and newer ones."""
-    yield
-    torch.backends.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = True, False
-
-
 def older_settings() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -72,7 +63,6 @@ def bfloat16_on_cpus() -> None:
     torch.set_float32_matmul_precision("medium")
 
 
-@pytest.mark.usefixtures("restores_precision")
 @pytest.mark.parametrize("allow", [older_settings, newer_settings, bfloat16_on_cpus])
 def test_a_load_forbids_tf32(allow) -> None:
     allow()
@@ -85,7 +75,6 @@ def test_a_load_forbids_tf32(allow) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(count_gpus() == 0, reason="needs a CUDA device")
-@pytest.mark.usefixtures("restores_precision")
 @pytest.mark.parametrize("backend", [torchscript, pt2])
 def test_a_gpu_computes_in_float32(backend, tmp_path):
     net = Net()

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
@@ -41,14 +40,11 @@ pytestmark = [  # numpy's, of infinities and NaN, and of how Triton 3.6 reads an
 
 
 @pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets CPU tensors use the kernels, on one thread."""
     monkeypatch.setattr(choice, "_is_supported", lambda device: True)
     assert choice.why_not(torch.device("cpu")) is None
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 SHAPES = [

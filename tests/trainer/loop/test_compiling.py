@@ -174,7 +174,6 @@ def test_a_command_compiles_and_says_what_it_costs(tmp_path: Path, data_dir: Pat
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.usefixtures("restores_tf32")
 def test_compiled_passes_are_part_of_the_graph(
     mini: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

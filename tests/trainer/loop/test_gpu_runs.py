@@ -21,7 +21,6 @@ EVERYTHING = replace(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.usefixtures("restores_tf32")
 @pytest.mark.parametrize("num_parts", [1, 2])
 def test_a_captured_run_gives_the_bits_of_an_eager_one(
     num_parts: int, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -43,7 +43,6 @@ def test_fine_tuning_normalises_as_the_published_weights_were_trained(
         assert torch.allclose(model.mean.flatten(), expected), name
 
 
-@pytest.mark.usefixtures("restores_tf32")
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_a_learner_computes_and_records_the_precision_of_its_recipe(
     precision: Precision, mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,7 +58,6 @@ def test_a_learner_computes_and_records_the_precision_of_its_recipe(
         assert torch.is_autocast_enabled("cpu") == (precision == "bfloat16")
 
 
-@pytest.mark.usefixtures("restores_tf32")
 def test_whitening_is_computed_in_float32(mini: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment, or an earlier run with `tf32`, would decide the initial weights on a GPU."""
     allow_tf32(True)
