@@ -176,14 +176,10 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
         optimizer=optimizer,
         augment=recipe.augment,
         loss=TrainingLoss(recipe.label_smoothing, None if weights is None else weights.to(world.device)),
-        average=average,
-        whitening_bias=_whitening_bias(model),
-        compiled=compiled,
         autocast=autocast,
-        all_reduce=world.all_reduce,
-        num_ranks=world.size,
-        is_alone=world.size == 1 and world.virtual_shards is None,
-        data_parallel=world.data_parallel if world.uses_ddp else None,
+        world=world,
+        average=average,
+        compiled=compiled,
     )
     return Learner(
         model=model,
@@ -208,12 +204,6 @@ def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str],
     make = partial(GraphedStep, step, log, world, stream=torch.cuda.Stream(), num_eager_steps=num_eager_steps)
     has_kinds = bool(recipe.resolutions) or recipe.whitening_bias_until < 1
     return GraphedStepByKind(make) if has_kinds else make()
-
-
-def _whitening_bias(model: Classifier) -> nn.Parameter | None:
-    """Returns the bias of an airbench network's whitening layer, unless it is frozen from the start."""
-    bias = model.network.whiten.bias if isinstance(model.network, AirbenchNet) else None
-    return bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
 
 
 def _check_resolutions(recipe: Recipe, model: Classifier, images: torch.Tensor) -> None:

@@ -17,8 +17,10 @@ from trainer.loop.loss import MixedLabels, TrainingLoss
 from trainer.loop.optim import Optimizer
 from trainer.loop.shards import ShardSums, sum_in_tree
 from trainer.models import Classifier
+from trainer.models.airbench import whitening_bias
 from trainer.models.layers import dropout_layers, use_dropout_seeds
 from trainer.ranks.data_parallel import NUM_PASSES_TO_ORDER, DataParallel
+from trainer.ranks.world import World
 from trainer.recipes import Augment
 
 
@@ -72,31 +74,23 @@ class TrainStep:
 
     Args:
         model: pixels to logits.
-        average: follows the weights, if the recipe has a moving average of them.
-        whitening_bias: stays as it is in steps of a kind that does not train it; None if it is never trained.
-        compiled: computes the model's forward and backward passes; None for the model as it is.
         autocast: makes the context of the forward pass's precision.
-        all_reduce: sums a vector over the ranks.
-        num_ranks: their number.
-        is_alone: there is one rank, without virtual shards, which compute the same whatever the number of ranks.
-        data_parallel: wraps the model so that DDP sums the gradients; None if they are part of the vector.
+        world: the ranks that compute the step together.
+        average: follows the weights, if the recipe has a moving average of them.
+        compiled: computes the model's forward and backward passes; None for the model as it is.
     """
 
     def __init__(  # noqa: PLR0913 (the parts of a step)
         self,
         *,
-        model: nn.Module,
+        model: Classifier,
         optimizer: Optimizer,
         augment: Augment,
         loss: TrainingLoss,
-        average: WeightAverage[Classifier] | None = None,
-        whitening_bias: nn.Parameter | None = None,
-        compiled: CompiledNetwork | None = None,
         autocast: Callable[[], torch.autocast],
-        all_reduce: Callable[[torch.Tensor], torch.Tensor],
-        num_ranks: int = 1,
-        is_alone: bool = False,
-        data_parallel: Callable[[nn.Module], DataParallel] | None = None,
+        world: World,
+        average: WeightAverage[Classifier] | None = None,
+        compiled: CompiledNetwork | None = None,
     ) -> None:
         self._model = model if compiled is None else compiled
         self._compiled = compiled
@@ -104,18 +98,18 @@ class TrainStep:
         self._augment = augment
         self._loss = loss
         self._average = average
-        self.whitening_bias = whitening_bias
+        self.whitening_bias = whitening_bias(model.network)
+        """Stays as it is in steps of a kind that does not train it; None if it is never trained."""
+
         self._autocast = autocast
-        self._all_reduce = all_reduce
-        self._num_ranks = num_ranks
-        self._is_alone = is_alone
-        self._data_parallel = data_parallel
+        self._world = world
+        self._uses_ddp = world.uses_ddp
         self._ddp: DataParallel | None = None
         self._kept: list[torch.Tensor] = []
         self._norms = BatchNormSums(model)
-        self._sums = ShardSums(model, self._norms, has_gradients=data_parallel is None)
+        self._sums = ShardSums(model, self._norms, has_gradients=not self._uses_ddp)
         self._dropouts = dropout_layers(model)
-        self._cast = CastWeights(model) if _is_cast_together(model, self._model, data_parallel) else None
+        self._cast = CastWeights(model) if compiled is None and _is_cast_together(model, world) else None
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Runs the step.
@@ -127,9 +121,9 @@ class TrainStep:
             return self._compute(batch)
 
     def _compute(self, batch: Batch) -> torch.Tensor:
-        if self._data_parallel is not None and self._ddp is None:
-            self._connect(self._data_parallel, batch)
-        return self._update(batch, self._all_reduce)
+        if self._uses_ddp and self._ddp is None:
+            self._connect(batch)
+        return self._update(batch, self._world.all_reduce)
 
     def rehearse(self, batch: Batch) -> None:
         """Runs a step without the other ranks: it changes the model and the optimizer, and means nothing."""
@@ -151,9 +145,11 @@ class TrainStep:
     def _has_one_shard(self, batch: Batch) -> bool:
         """Returns whether there is nothing to add up. On CPUs, all the same, steps have the bits that they always had.
 
-        A shard of one image may leave out statistics of norms, which is up to `BatchNormSums`.
+        Virtual shards compute the same whatever the number of ranks. A shard of one image may leave out statistics of
+        norms, which is up to `BatchNormSums`.
         """
-        return self._is_alone and len(batch.sizes) == 1 and batch.sizes[0] > 1 and batch.images.is_cuda
+        is_alone = self._world.size == 1 and self._world.virtual_shards is None
+        return is_alone and len(batch.sizes) == 1 and batch.sizes[0] > 1 and batch.images.is_cuda
 
     def _only_shard(self, batch: Batch) -> torch.Tensor:
         with self._norms.updating():
@@ -172,7 +168,7 @@ class TrainStep:
     def _freeze(self, kind: StepKind) -> nn.Parameter | None:
         """Returns the parameter that a kind of step does not train, and leaves out its gradient."""
         frozen = None if kind.trains_whitening_bias else self.whitening_bias
-        if self.whitening_bias is not None and self._data_parallel is None:  # DDP expects all gradients that it knows
+        if self.whitening_bias is not None and not self._uses_ddp:  # DDP expects all gradients that it knows
             self.whitening_bias.requires_grad_(frozen is None)
         return frozen
 
@@ -200,7 +196,7 @@ class TrainStep:
         is_last = not any(batch.sizes[shard + 1 :])
         with self._autocast(), dropout_seeds, self._norms.forward_pass(size):
             logits = self._forward(images) if self._ddp is None else self._ddp.forward(images, is_last=is_last)
-        factor = (1 if self._ddp is None else self._num_ranks) / batch.num_images
+        factor = (1 if self._ddp is None else self._world.size) / batch.num_images
         loss = self._loss.measure(logits, labels, factor)
         if self._ddp is None:
             loss.backward()
@@ -220,12 +216,12 @@ class TrainStep:
             self._kept += self._ddp.gradients  # another graph may write to them
             self._ddp = None
 
-    def _connect(self, data_parallel: Callable[[nn.Module], DataParallel], batch: Batch) -> None:
+    def _connect(self, batch: Batch) -> None:
         """Sets up DDP, and adds up gradients of zero until DDP knows the order in which gradients come.
 
         So the first step, of a run and of one that continues, adds up like all others: to the same bits.
         """
-        self._ddp = data_parallel(self._model)
+        self._ddp = self._world.data_parallel(self._model)
         with self._norms.collecting():
             for _ in range(NUM_PASSES_TO_ORDER):
                 self._add_nothing(self._ddp, batch)
@@ -242,11 +238,10 @@ class TrainStep:
         ddp.backward((logits.float().sum() * 0.0).backward, is_last=True)
 
 
-def _is_cast_together(model: nn.Module, computed: nn.Module, data_parallel: object) -> bool:
+def _is_cast_together(model: Classifier, world: World) -> bool:
     """Returns whether all weights are cast at once: not under DDP, which reduces each gradient as soon as it is there.
 
     Only on GPUs, where it saves launches, and for networks that are known to use weights in their layers alone.
     """
-    is_known = isinstance(model, Classifier) and getattr(model.network, "suits_kernels", False)
-    is_on_gpu = any(parameter.is_cuda for parameter in model.parameters())
-    return is_known and is_on_gpu and computed is model and data_parallel is None
+    is_known = getattr(model.network, "suits_kernels", False)
+    return is_known and world.device.type == "cuda" and not world.uses_ddp

@@ -80,6 +80,12 @@ class AirbenchNet(nn.Module):
         self.whiten.weight.copy_(torch.cat([filters, -filters]))
 
 
+def whitening_bias(network: nn.Module) -> nn.Parameter | None:
+    """Returns the bias of an airbench network's whitening layer, unless it is frozen from the start."""
+    bias = network.whiten.bias if isinstance(network, AirbenchNet) else None
+    return bias if isinstance(bias, nn.Parameter) and bias.requires_grad else None
+
+
 class _Stage(nn.Module):
     """conv, max-pool 2, norm, GELU, conv, norm, GELU."""
 

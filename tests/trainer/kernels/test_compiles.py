@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.loop.runs import ALONE
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import draw_params
 from trainer.kernels import choice
@@ -98,7 +99,7 @@ def run_step(recipe: Recipe, shape: tuple[int, int], mini: Dataset) -> None:
         augment=recipe.augment,
         loss=TrainingLoss(recipe.label_smoothing),
         autocast=partial(torch.autocast, "cpu", dtype=torch.bfloat16),
-        all_reduce=lambda sums: sums,
+        world=ALONE,
     )
     params, part = draw_params(recipe.augment, 60, seed=0, epoch=0), slice(3, 3 + batch_size)
     for image_size in {None, *(size for _, size in recipe.resolutions[:1])}:

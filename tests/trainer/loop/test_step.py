@@ -226,10 +226,9 @@ def test_a_cuda_graph_can_hold_a_step(name: str, mini: Dataset) -> None:
         optimizer=Optimizer(parameter_groups(model, recipe), clip_norm=recipe.clip_norm),
         augment=recipe.augment,
         loss=TrainingLoss(recipe.label_smoothing, torch.ones(10, device=device) if recipe is WITH_EVERYTHING else None),
-        average=WeightAverage(model, recipe.ema_decay, warmup=True) if recipe.ema_decay else None,
-        whitening_bias=dict(model.named_parameters()).get("network.whiten.bias"),
         autocast=nullcontext,  # type: ignore[arg-type] # there is none for this device
-        all_reduce=lambda sums: sums,
+        world=ALONE,
+        average=WeightAverage(model, recipe.ema_decay, warmup=True) if recipe.ema_decay else None,
     )
     for sizes, kind in (((20,), StepKind()), ((10, 10), StepKind(trains_whitening_bias=False))):
         batch = replace(batch_of(mini.train, torch.arange(20), device, sizes), kind=kind)
