@@ -10,16 +10,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.errors import InvalidArgument, ServingError, quote
-from serving.frontends.http.auth import PRINCIPAL
+from serving.errors import InvalidArgument, quote
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
-from serving.frontends.http.infer import LoopBridge, await_response
+from serving.frontends.http.infer import LoopBridge, await_response, begin_request
 from serving.frontends.http.responses import SUBMITTED, json_response
 from serving.frontends.http.uploads import File, read_files
-from serving.inference.request import InferInput, InferRequest, InferResponse, RequestContext, RequestedOutput
+from serving.inference.request import InferInput, InferRequest, InferResponse, RequestedOutput
 from serving.inference.service import InferenceService
-from serving.observability.tracing import RequestTrace
 from serving.protocol.tensors import DATATYPES, Elements, to_array
 
 PROBABILITIES = "probabilities"
@@ -44,18 +42,9 @@ class ClassifyEndpoint:
 
     async def classify(self, request: Request) -> Response:
         """Answers a request."""
-        headers = dict(request.scope["headers"])
-        tracing = self._service.tracing
-        trace = None if tracing is None else tracing.begin_http(headers)
-        try:
-            return await self._classify(request, headers, trace)
-        except ServingError as error:
-            if trace is not None:
-                trace.end(error)
-            raise
-
-    async def _classify(self, request: Request, headers: dict[bytes, bytes], trace: RequestTrace | None) -> Response:
         scope = request.scope
+        headers = dict(scope["headers"])
+        context = begin_request(scope, headers, self._service.tracing)
         top_k = _top_k(request.query_params.get("top_k"))
         name, version = request.path_params["model"], request.path_params.get("version", "")
         images = self._service.repository.get(name, version).images
@@ -73,7 +62,6 @@ class ClassifyEndpoint:
             outputs=[RequestedOutput(PROBABILITIES, top_k)],
         )
         scope[SUBMITTED] = True
-        context = RequestContext(principal=scope.get(PRINCIPAL), trace=trace)
         response: InferResponse = await await_response(
             self._bridge, lambda sink: self._service.submit(inference, context, sink), None, request.receive
         )

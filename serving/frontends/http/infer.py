@@ -14,10 +14,11 @@ from serving.frontends.common.status import shutting_down
 from serving.frontends.http.auth import PRINCIPAL
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
-from serving.frontends.http.responses import SUBMITTED
+from serving.frontends.http.responses import SUBMITTED, TRACE
 from serving.inference.queue_policy import QueuePolicies
 from serving.inference.request import RequestContext, RequestHandle
 from serving.inference.service import InferenceService
+from serving.observability.tracing import Tracing
 from serving.protocol.json_infer import MAX_INLINE_BYTES as MAX_INLINE_OUTPUT_BYTES
 from serving.protocol.json_infer import JsonRequest, JsonResponse
 
@@ -89,18 +90,7 @@ class InferEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
-        tracing = self._service.tracing
-        trace = None if tracing is None else tracing.begin_http(headers)
-        try:
-            await self._run(scope, receive, send, headers, RequestContext(principal=scope.get(PRINCIPAL), trace=trace))
-        except ServingError as error:
-            if trace is not None:
-                trace.end(error)
-            raise
-
-    async def _run(
-        self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], context: RequestContext
-    ) -> None:
+        context = begin_request(scope, headers, self._service.tracing)
         body = await read_body(scope, receive, self._max_body_bytes, self._executor)
         path = scope["path_params"]
         model, version = path["model"], path.get("version", "")
@@ -133,6 +123,12 @@ class InferEndpoint:
             self._bridge, lambda sink: self._service.infer_json(request, context, sink), timeout_us, receive
         )
         return response
+
+
+def begin_request(scope: Scope, headers: dict[bytes, bytes], tracing: Tracing | None) -> RequestContext:
+    """Returns the context of an inference. If it fails, `ErrorHandlers` end its trace."""
+    scope[TRACE] = trace = None if tracing is None else tracing.begin_http(headers)
+    return RequestContext(principal=scope.get(PRINCIPAL), trace=trace)
 
 
 async def await_response(

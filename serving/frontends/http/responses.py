@@ -17,6 +17,8 @@ from serving.protocol.status import NAMES, grpc_code, http_status
 
 SUBMITTED = "convoy.submitted"
 """Key of a scope: the service has the request, and counts what becomes of it."""
+TRACE = "convoy.trace"
+"""Key of a scope: the request's trace; None or missing for a request that is not traced."""
 
 _REASONS = {404: "not_found", 405: "unimplemented", 413: "resource_exhausted", 415: "unimplemented"}
 """Of `serving.observability.refusals`, by status."""
@@ -42,7 +44,7 @@ def error_response(error: ServingError) -> Response:
 
 
 class ErrorHandlers:
-    """Turns exceptions into responses, and counts the requests that they refuse.
+    """Turns exceptions into responses, counts the requests that they refuse, and ends their traces.
 
     Args:
         refusals: counts requests that the service has not seen; None to count nothing.
@@ -61,6 +63,8 @@ class ErrorHandlers:
 
     async def _on_serving_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, ServingError)
+        if (trace := request.scope.get(TRACE)) is not None:
+            trace.end(error)
         self._count(request, NAMES[grpc_code(error)].lower())
         return error_response(error)
 
