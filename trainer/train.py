@@ -8,9 +8,9 @@
 import torch
 
 from convoy.allocator import keep_freed_memory
-from convoy.collector import paused_collector
 from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.augmentation import check_shift
+from trainer.collector import paused_collector
 from trainer.config import TrainConfig
 from trainer.data import Dataset, Images, without_test_images
 from trainer.data.split import stratified_split

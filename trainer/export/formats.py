@@ -18,8 +18,8 @@ import onnxruntime
 import torch
 from torch import nn
 
-from convoy.collector import paused_collector
 from convoy.cpus import num_available_cpus
+from trainer.collector import paused_collector
 from trainer.export.repository import INPUT, LOGITS, ONNX, PROBABILITIES
 from trainer.hardware import without_tf32
 

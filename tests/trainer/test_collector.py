@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convoy.collector import lasting_imports, paused_collector
+from trainer.collector import lasting_imports, paused_collector
 
 
 class Cycle:
