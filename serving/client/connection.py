@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from convoy.keepalive import keepalive_options
+from convoy.grpc_core import keepalive_options
 from convoy.tls import load_authority, load_chain
 from convoy.token_lines import is_token
 from serving.client.errors import DEFAULT_PORT, ClientError, from_rpc, invalid_argument, invalid_response, no_response

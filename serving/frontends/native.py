@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pygrpc_native import EVENT_CALL, STREAM_FULL, NativeGrpcFront
 
 from convoy.auth import Principal, TokenFile
+from convoy.grpc_core import as_details
 from serving.errors import ResourceExhausted, ServingError, StartupError
 from serving.frontends.common import limits
 from serving.frontends.common.address import UNIX, check_address, private_address, raise_backlog, socket_path
@@ -31,7 +32,7 @@ from serving.frontends.common.auth import check_method, check_quota, check_token
 from serving.frontends.common.calls import ChangeThreads, log_failure, watched
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.services import Services
-from serving.frontends.common.status import code_without_response, shutting_down, status_details
+from serving.frontends.common.status import code_without_response, shutting_down
 from serving.frontends.grpcio import GrpcioFrontend
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.models.changes import Caller
@@ -298,7 +299,7 @@ class _NativeCall:
     def fail(self, error: ServingError) -> None:
         self._calls.pop(self.call_id, None)
         trailers = [(key.removeprefix("grpc-"), value) for key, value in trailing_metadata(error)]
-        self._front.fail(self.call_id, grpc_code(error), status_details(error), trailers)
+        self._front.fail(self.call_id, grpc_code(error), as_details(str(error)), trailers)
 
     def end(self) -> None:
         """Handles a call that ended without a response: its client has disconnected, or its deadline has passed."""

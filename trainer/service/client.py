@@ -5,13 +5,14 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import grpc
 
-from convoy.keepalive import keepalive_options
+from convoy.grpc_core import keepalive_options
 from convoy.tls import load_authority
 from convoy.token_lines import is_token
 from protos import training_pb2 as pb
@@ -21,6 +22,7 @@ from trainer.service.engines.engine import Plan
 from trainer.service.jobs import ACTIVE, MAX_NUMBER, Devices, Event, Job, JobSpec, JobState
 from trainer.service.messages import DEFAULT_PORT, SERVICE, USER, from_spec, from_state, to_event, to_job, to_spec
 from trainer.service.operations import Capacity, LogRange
+from trainer.service.patience import wait_for_answer
 
 TIMEOUT_S = 30.0
 _CANNOT_BE_MET = {
@@ -48,9 +50,6 @@ _IS_LOST = {
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """How a stream ends whose connection is lost."""
-_RECONNECT_EVERY_S = 1.0
-_GIVE_UP_S = 600.0
-"""A follower gives up if the service has not answered for so long."""
 _MAX_BROKEN = 10
 """Streams in a row that end at once although the service answers."""
 _LIVED_S = 5.0
@@ -180,22 +179,7 @@ class RemoteJobs:
                 num_broken = 0 if time.monotonic() - began > _LIVED_S else num_broken + 1
                 if error.code() not in _IS_LOST or num_broken >= _MAX_BROKEN:
                     raise self._error(error) from None
-            self._wait_for_answer(request.id)
-
-    def _wait_for_answer(self, number: int) -> None:
-        """Returns when the service answers again; says once that it does not."""
-        until, has_told = time.monotonic() + _GIVE_UP_S, False
-        while True:
-            time.sleep(_RECONNECT_EVERY_S)
-            try:
-                self.get(number)
-                return
-            except _NoAnswerError as error:
-                if time.monotonic() > until:
-                    raise
-                if not has_told:
-                    self._tell(f"{error}; trying again for {_GIVE_UP_S / 60:.0f} minutes")
-                has_told = True
+            wait_for_answer(partial(self.get, request.id), _NoAnswerError, self._tell)
 
     def _call(self, method: str, request: Any, kind: Any) -> Any:
         call = self._channel.unary_unary(f"/{SERVICE}/{method}", response_deserializer=kind.FromString)

@@ -65,13 +65,13 @@ class StoreConfig:
             raise ConfigError("--token-file and --tls-ca are for a service: give --service, or set CONVOY_SERVICE")
         if self.service is not None and self.store != str(default_store()):
             raise ConfigError(f"--store {self.store}: the service {self.service} has its own; give one of them")
+        tell = partial(print, file=sys.stderr, flush=True)
         if self.service is None:
-            with open_jobs(self.store) as jobs:
+            with open_jobs(self.store, tell) as jobs:
                 yield jobs
         else:
             from trainer.service.client import open_service  # imports grpc
 
-            tell = partial(print, file=sys.stderr, flush=True)
             with open_service(self.service, self.token_file, self.tls_ca, tell) as remote:
                 yield remote
 

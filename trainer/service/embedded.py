@@ -4,7 +4,7 @@ import getpass
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,11 +39,12 @@ def pass_command(store: str) -> list[str]:
 
 
 @contextmanager
-def open_jobs(store: str) -> Iterator[Operations]:
+def open_jobs(store: str, tell: Callable[[str], None]) -> Iterator[Operations]:
     """Context of the operations on a store.
 
     Args:
         store: the path of a file, or a URL.
+        tell: see `Operations`.
 
     Raises:
         ConfigError: the store cannot be opened.
@@ -51,7 +52,7 @@ def open_jobs(store: str) -> Iterator[Operations]:
     with JobStore(store) as jobs:
         controller = Controller(jobs, engine_folder(store), after_end=pass_command(store))
         make_pass = partial(advance, jobs, controller)
-        yield Operations(jobs, controller, advance=make_pass, refresh=make_pass)
+        yield Operations(jobs, controller, advance=make_pass, refresh=make_pass, tell=tell)
 
 
 def advance(jobs: JobStore, controller: Controller) -> None:

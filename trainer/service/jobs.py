@@ -12,8 +12,8 @@ from trainer.errors import ConfigError
 MAX_NUMBER = 2**31 - 1
 """Of what a user counts, and of a job: the API's and the store's integers have 32 bits."""
 MAX_TEXT = 100_000
-"""Characters of a job's arguments, variables and options: every pass reads all jobs that wait, and a kernel takes only
-128 KiB as one argument."""
+"""Characters of a job's arguments, folders, variables and options: every pass reads all jobs that wait, and a kernel
+takes only 128 KiB as one argument."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NUMBERS = ("gpus", "cpus", "ranks", "memory_mb", "priority", "max_retries")
 
@@ -124,9 +124,10 @@ class JobSpec:
         for name, value in self.engine_options.items():
             if not value.isprintable():  # it may become a line of a script
                 raise ConfigError(f"engine option {name[:40]}: its value must be one line without control characters")
-        size = sum(map(len, [*self.arguments, *chain(*self.environment.items()), *chain(*self.engine_options.items())]))
+        words = [self.engine, self.working_folder, self.run_folder, *self.arguments]
+        size = sum(map(len, [*words, *chain(*self.environment.items()), *chain(*self.engine_options.items())]))
         if size > MAX_TEXT:
-            raise ConfigError(f"arguments, environment and engine options have {size} characters, at most {MAX_TEXT}")
+            raise ConfigError(f"the texts of a job may have {MAX_TEXT} characters in all: these have {size}")
         for name in _NUMBERS:
             if abs(getattr(self, name)) > MAX_NUMBER:
                 raise ConfigError(f"{name} {getattr(self, name)}: must be at most {MAX_NUMBER}")

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trainer.errors import ConfigError
@@ -11,7 +12,8 @@ from trainer.service.controller import Controller
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import ACTIVE, FINAL, Devices, Event, Job, JobSpec, JobState, Stop
 from trainer.service.logs import LogChunk, Position
-from trainer.service.store import JobStateError, JobStore, StaleError
+from trainer.service.patience import wait_for_answer
+from trainer.service.store import JobStateError, JobStore, StaleError, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Operations:
     Args:
         advance: has the controller make a pass; called after each change.
         refresh: the same before a job is read; a service, which makes passes all the time, needs none.
+        tell: receives one line when a follower has lost the store, which is then waited for.
     """
 
     def __init__(
@@ -90,11 +93,13 @@ class Operations:
         controller: Controller,
         advance: Callable[[], object],
         refresh: Callable[[], object] = lambda: None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._controller = controller
         self._advance = advance
         self._refresh = refresh
+        self._tell = tell
 
     def plan(self, spec: JobSpec) -> Plan:
         """Returns what would run.
@@ -216,17 +221,27 @@ class Operations:
             UnknownJobError: there is no such job, or it was deleted meanwhile.
         """
         while True:
-            job = self.get(number)
-            for event in self._store.events(number, after=after):
-                after = event.number
-                yield event
+            try:
+                job, found = self.get(number), self._store.events(number, after=after)
+            except StoreError:
+                wait_for_answer(partial(self.get, number), StoreError, self._tell)
+                continue
+            yield from found
+            after = found[-1].number if found else after
             if job.state in FINAL and after + 1 >= job.next_event:
                 return
             time.sleep(POLL_S)
 
     def read_log(self, number: int, wanted: LogRange) -> Iterator[bytes]:
         """Yields the output of a job; see `open_log`."""
-        return (chunk.content for chunk in self.open_log(number, wanted))
+        while True:
+            try:
+                for content, end in self.open_log(number, wanted):
+                    yield content
+                    wanted = replace(wanted, after=end)
+                return
+            except StoreError:
+                wait_for_answer(partial(self.get, number), StoreError, self._tell)
 
     def open_log(self, number: int, wanted: LogRange, *, owner: str | None = None) -> Iterator[LogChunk]:
         """Yields the output of a job, in pieces that may be empty.

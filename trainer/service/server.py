@@ -20,7 +20,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
-from convoy.keepalive import keepalive_options
+from convoy.grpc_core import METADATA_OPTIONS, ignore_clients_faults, keepalive_options
 from convoy.same_origin import is_loopback
 from convoy.tls import TlsFiles
 from convoy.web.page import page_routes
@@ -45,6 +45,7 @@ GRACE_S = 2.0
 """Time that calls have to end while the service stops. Jobs go on."""
 SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
+    *METADATA_OPTIONS,
     *keepalive_options(every_s=60, timeout_s=20),  # a client that is gone without a word must not be served for ever
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients look for a frozen host
@@ -153,6 +154,7 @@ def serve(config: ServiceConfig) -> int:
 async def _serve(config: ServiceConfig, store: JobStore, tokens: TokenFile | None, tls: TlsFiles | None) -> int:
     thread = ControllerThread(controller := Controller(store, config.engine_folder, log=logger.info))
     methods = Methods(Operations(store, controller, thread.wake), tokens)
+    ignore_clients_faults()
     server = grpc.aio.server(options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers([Servicer(methods, logger.error).handlers(), _health()])
     reflection.enable_server_reflection([SERVICE, HEALTH, reflection.SERVICE_NAME], server, pool=POOL)

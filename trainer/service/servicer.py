@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from convoy.auth import Principal
+from convoy.grpc_core import as_details
 from protos import training_pb2 as pb
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.messages import (
@@ -142,7 +143,7 @@ class Servicer:
             raise error
         for kind, status in _STATUS:
             if isinstance(error, kind):
-                await context.abort(status, str(error))
+                await context.abort(status, as_details(str(error)))
         self._log(f"defect: {type(error).__name__}: {error}")
         await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}; the service's log has more")
         raise AssertionError  # `abort` raises

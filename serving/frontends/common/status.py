@@ -1,18 +1,11 @@
-"""The status with which a call ends: its details, and its code for calls that get no response."""
+"""The code with which a call ends that gets no response, and the error of calls during a stop."""
 
 import time
 
-from serving.errors import ServingError, Unavailable
+from serving.errors import Unavailable
 
 _CANCELLED = 1
 _DEADLINE_EXCEEDED = 4
-_MAX_DETAIL_BYTES = 2000
-"""Of an error's text: it travels in a header, percent-encoded, and clients accept 8 KiB of headers by default."""
-
-
-def status_details(error: ServingError) -> str:
-    """Returns an error's text, cut to what fits in a header."""
-    return str(error).encode("utf-8", "replace")[:_MAX_DETAIL_BYTES].decode("utf-8", "ignore")
 
 
 def code_without_response(deadline: float | None) -> int:

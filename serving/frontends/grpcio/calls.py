@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from grpc._cython import cygrpc
 
 from convoy.auth import Principal
+from convoy.grpc_core import as_details
 from serving.errors import InvalidArgument, ServingError
 from serving.frontends.common.auth import check_method, check_quota, check_token
 from serving.frontends.common.calls import log_failure, watched
 from serving.frontends.common.limits import OpenCalls
-from serving.frontends.common.status import code_without_response, shutting_down, status_details
+from serving.frontends.common.status import code_without_response, shutting_down
 from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
 from serving.observability.health import Health
@@ -110,7 +111,7 @@ class Call:
         self._send((cygrpc.SendMessageOperation(payload, _NO_FLAGS),), OK, "", ())
 
     def fail(self, error: ServingError) -> None:
-        self._send((), grpc_code(error), status_details(error), trailing_metadata(error))
+        self._send((), grpc_code(error), as_details(str(error)), trailing_metadata(error))
 
     def _refuse(self, error: ServingError) -> None:
         self._method.on_refusal(error)
@@ -216,7 +217,7 @@ class WatchCall(Call):
             operations = (cygrpc.SendMessageOperation(message, _NO_FLAGS),)
         elif self._error is not None:
             self._code = grpc_code(self._error)
-            details, trailers = status_details(self._error), trailing_metadata(self._error)
+            details, trailers = as_details(str(self._error)), trailing_metadata(self._error)
             operations = (cygrpc.SendStatusFromServerOperation(trailers, self._code, details, _NO_FLAGS),)
         if operations:
             if not self._has_metadata:

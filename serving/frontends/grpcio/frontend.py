@@ -1,12 +1,11 @@
 """The grpcio server: its address, options and certificates; how it starts and stops."""
 
-import logging
 import time
 
 import grpc
 
 from convoy.auth import TokenFile
-from convoy.keepalive import keepalive_options
+from convoy.grpc_core import METADATA_OPTIONS, ignore_clients_faults, keepalive_options
 from convoy.threads import ThreadPool
 from convoy.tls import Certificates, TlsFiles
 from serving.errors import StartupError
@@ -28,8 +27,6 @@ MAX_PENDING = 16_384
 when 1,000 wait, which a busy server reaches within 0.1 s."""
 HANDSHAKE_TIMEOUT_S = 20
 """Time that a new connection has for TLS and HTTP/2's first frame."""
-MAX_METADATA_BYTES = 16 << 10
-"""Of one call. By default the core refuses a share of those over 8 KiB at random, as of callers with long cookies."""
 MAX_CONNECTION_AGE_S = 1800
 """Age at which a connection is asked to renew, so that clients find new pods. Open calls and streams are not cut."""
 
@@ -39,8 +36,7 @@ MESSAGE_GRACE_S = 5.0
 _POLL_S = 0.05
 _JOIN_TIMEOUT_S = 5.0
 
-# A client whose metadata are no text must not fill the log with stacks: gRPC's core goes on with what it can read.
-logging.getLogger("grpc._cython.cygrpc").addFilter(lambda record: not str(record.msg).startswith("Invalid encoding"))
+ignore_clients_faults()
 
 
 class GrpcioFrontend:
@@ -133,8 +129,7 @@ def _options(max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", int(reuse_port)),  # otherwise a port in use is an error: do not share it
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        *METADATA_OPTIONS,
         *keepalive_options(every_s=limits.KEEPALIVE_S, timeout_s=limits.KEEPALIVE_TIMEOUT_S),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", MAX_PING_STRIKES),

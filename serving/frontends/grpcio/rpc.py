@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import grpc
 
 from convoy.auth import Principal
+from convoy.grpc_core import as_details
 from serving.errors import ResourceExhausted, ServingError
 from serving.frontends.common.auth import check_quota
-from serving.frontends.common.status import code_without_response, status_details
+from serving.frontends.common.status import code_without_response
 from serving.observability.logging import AccessLog
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
@@ -26,7 +27,7 @@ def deadline_after(remaining_s: float) -> float | None:
 def abort(context: grpc.ServicerContext, error: ServingError) -> NoReturn:
     """Ends the RPC with an error, by an exception that grpcio handles."""
     context.set_trailing_metadata(trailing_metadata(error))
-    context.abort(_CODES[grpc_code(error)], status_details(error))
+    context.abort(_CODES[grpc_code(error)], as_details(str(error)))
     raise AssertionError("abort raises")
 
 

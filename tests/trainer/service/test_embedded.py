@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from trainer.errors import ConfigError
 from trainer.service import embedded
 from trainer.service.controller import Controller
 from trainer.service.jobs import JobSpec, JobState, Stop
+from trainer.service.operations import LogRange, Operations
 from trainer.service.store import JobStore, StoreError
 
 Script = Callable[..., JobSpec]
@@ -42,6 +44,31 @@ def test_a_store_that_is_away_when_a_job_ends_is_tried_again(monkeypatch: pytest
     monkeypatch.setattr(embedded, "advance", lambda *_: errors and (_ for _ in ()).throw(errors.pop()))
     embedded.advance_until_idle(str(tmp_path / "jobs.db"))
     assert not errors
+
+
+def test_followers_wait_for_a_store_that_is_away_and_go_on_where_they_were(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.service.patience.ASK_EVERY_S", 0.05)
+    told: list[str] = []
+    operations = Operations(store, controller, controller.make_pass, tell=told.append)
+    code = "for i in range(30): print(i, flush=True); time.sleep(0.05)\n(run / 'result.json').write_text('{}')"
+    job = operations.submit(script(code), owner="ada")
+    with ThreadPoolExecutor(2) as pool:
+        watched = pool.submit(lambda: [event.number for event in operations.watch(job.id)])
+        followed = pool.submit(lambda: b"".join(operations.read_log(job.id, LogRange(follow=True))))
+        while operations.get(job.id).state is not JobState.RUNNING:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        (tmp_path / "jobs.db").rename(tmp_path / "away.db")
+        (tmp_path / "jobs.db").write_text("this is no database")
+        until = time.monotonic() + 20
+        while len(told) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        (tmp_path / "away.db").rename(tmp_path / "jobs.db")
+        assert watched.result(20) == list(range(1, store.get(job.id).next_event))
+        assert followed.result(20).split() == [b"%d" % number for number in range(30)]
+    assert [line.partition(": ")[0] for line in told] == ["the store of the jobs cannot be used"] * 2
 
 
 def test_a_command_waits_for_the_next_pass_of_a_service_and_no_longer(store: JobStore, tmp_path: Path) -> None:

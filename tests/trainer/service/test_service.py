@@ -19,9 +19,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos import health_pb2
 from protos import training_pb2 as pb
 from tests.serving.certificates import Authority, write
+from tests.serving.frontends import raw_http2
 from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
 from trainer.errors import ConfigError, TrainerError
-from trainer.service import client
+from trainer.service import client, patience
 from trainer.service.client import RemoteJobs
 from trainer.service.jobs import JobState
 from trainer.service.operations import LogRange
@@ -82,20 +83,28 @@ def test_errors_have_the_status_that_clients_expect(jobs: RemoteJobs, tmp_path: 
         (lambda: jobs.cancel(job.id), "has ended: it is SUCCEEDED"),
         (lambda: jobs.submit(spec(Path("relative"), QUICK), owner=""), "must be an absolute path"),
         (lambda: jobs.submit(spec(tmp_path / "\udcff", QUICK), owner=""), "a service takes UTF-8 only"),
-        (lambda: jobs.submit(spec(tmp_path, "x" * 200_000), owner=""), "have 200000 characters, at most 100000"),
+        (
+            lambda: jobs.submit(spec(tmp_path, "x" * 200_000), owner=""),
+            "may have 100000 characters in all",
+        ),
         (lambda: jobs.capacity("moon"), "--engine moon: there are"),
+        (lambda: jobs.submit(spec(tmp_path / ("€" * 30_000), QUICK), owner=""), "€€"),  # an error travels in a header
     ):
         with pytest.raises(ConfigError, match=message):
             call()
 
 
-def test_bytes_that_are_no_message_are_the_callers_mistake_and_leave_nothing_in_the_log(service: Service) -> None:
+def test_odd_calls_are_the_callers_mistake_and_leave_nothing_in_the_log(service: Service) -> None:
     lines = len(service.lines)
     with grpc.insecure_channel(service.address) as channel:
+        for _ in range(20):  # gRPC's core would refuse most of them at random
+            call = channel.unary_unary("/convoy.training.v1.TrainingService/ListJobs")
+            call(b"", timeout=20, metadata=[("large", "x" * 15_000)])
         for method, make in (("GetJob", channel.unary_unary), ("WatchJob", channel.unary_stream)):
             with pytest.raises(grpc.RpcError) as caught:
                 list(make(f"/convoy.training.v1.TrainingService/{method}")(b"\xff" * 9, timeout=20) or ())
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    raw_http2.call(int(service.address.rpartition(":")[2]), (b"x-odd", b"\xff"))
     service.kill()
     assert [line for line in service.lines[lines:] if " INFO " not in line] == []
 
@@ -125,7 +134,7 @@ def test_followers_notice_a_frozen_service_and_go_on_with_the_next_one_where_the
 ) -> None:
     quick = {name: value // 20 for name, value in client._CHANNEL_OPTIONS}
     monkeypatch.setattr(client, "_CHANNEL_OPTIONS", tuple(quick.items()))
-    monkeypatch.setattr(client, "_RECONNECT_EVERY_S", 0.1)
+    monkeypatch.setattr(patience, "ASK_EVERY_S", 0.1)
     told: list[str] = []
     remote = RemoteJobs(service.address, tell=told.append)
     code = "import itertools, time; open('starts', 'a').write('x')\n"
