@@ -26,7 +26,8 @@ STOP_SIGNALS = (
 def whole_command() -> Iterator[None]:
     """Wraps a whole command, including its imports.
 
-    - Ctrl-C ends the process at once, until `restore_ctrl_c` is called.
+    - Ctrl-C ends the process at once, until `restore_ctrl_c` is called. So does SIGTERM, which the first process of a
+      container would otherwise not get, until the command handles it.
     - If a write to standard output fails, because the reader has closed the pipe (`… | head`) or for any other reason,
       it raises BrokenPipeError, and the process exits with 128 + SIGPIPE.
     - The process ends without Python's teardown, after all that `atexit` knows: once torch is imported, the teardown
@@ -58,10 +59,13 @@ def describe_output_error(error: BrokenPipeError) -> str:
 
 
 def exit_on_ctrl_c() -> None:
-    """Makes Ctrl-C end the process at once.
+    """Makes Ctrl-C end the process at once, and SIGTERM, too, if it is the first process of a container.
 
-    A KeyboardInterrupt during an import, which takes seconds for torch, can surface as any other exception.
+    A KeyboardInterrupt during an import, which takes seconds for torch, can surface as any other exception. The kernel
+    hides SIGTERM from the first process of a container, unless it has a handler.
     """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, exit_immediately)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # otherwise the shell has set it to be ignored
         signal.signal(signal.SIGINT, exit_immediately)
 

@@ -36,6 +36,37 @@ def test_ctrl_c_during_imports_is_quiet(command: list[str], tmp_path: Path) -> N
     assert (process.returncode, output, errors) == (130, b"", b"")
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["serving", "--model-repository", "models"], 0),
+        (["trainer.launch", "-m", "trainer.main"], 143),
+        (["trainer.main", "--recipe", "mnist"], 143),
+        (["trainer.service"], 143),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_sigterm_during_imports_ends_the_first_process_of_a_container(
+    command: list[str], code: int, tmp_path: Path
+) -> None:
+    unshare = ["unshare", "--pid", "--fork", "--kill-child"]
+    if os.geteuid() != 0 or subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root may start a process as the first of a container")
+    for library in ("numpy", "torch", "grpc"):
+        (tmp_path / f"{library}.py").write_text(NUMPY)
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path)}
+    words = [*unshare, sys.executable, "-m", *command]
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"importing\n"
+        (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(first), signal.SIGTERM)
+        try:
+            assert process.wait(timeout=30) == code
+        finally:
+            process.kill()
+
+
 def test_a_closed_pipe_ends_the_server_s_help_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
