@@ -22,6 +22,7 @@ from trainer.paths import image_folder
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.device import choose_device
+from trainer.ranks.environment import RankEnvironment
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import RunFolder
@@ -72,7 +73,7 @@ def export_run(config: ExportConfig) -> None:
     from trainer.export.pipeline import export, export_int8  # imports onnx, which takes a second
 
     keep_freed_memory()
-    device = choose_device(config.device, 0, 1)
+    device = choose_device(config.device, RankEnvironment())
     with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run, _ = open_run(config, world, progress)
         if world.is_main:

@@ -7,23 +7,24 @@ import torch
 
 from trainer.config import DeviceChoice
 from trainer.errors import ConfigError
+from trainer.ranks.environment import RankEnvironment
 
 
 def choose_device(
-    choice: DeviceChoice, local_rank: int, local_size: int, *, allow_shared_gpu: bool = False
+    choice: DeviceChoice, environment: RankEnvironment, *, allow_shared_gpu: bool = False
 ) -> torch.device:
-    """Returns the device of a rank: the GPU of its local rank, or the CPU.
+    """Returns the device of a rank: the GPU of its local rank, or the CPU. Call it before NCCL starts.
 
     On a GPU, also makes cuDNN deterministic: otherwise it may add up the gradient of a filter in the order in which
     blocks finish, and a run that continues after a kill, or on other ranks under virtual shards, ends in other weights.
 
     Args:
-        local_size: number of ranks on this host.
-        allow_shared_gpu: the GPUs are dealt out in turn if there are more ranks; see `separate_for_nccl`.
+        allow_shared_gpu: the GPUs are dealt out in turn if there are more ranks.
 
     Raises:
         ConfigError: more ranks than GPUs on this host, or `cuda` where there is no GPU.
     """
+    local_size = environment.local_world_size
     num_gpus = torch.cuda.device_count() if choice != "cpu" else 0
     if num_gpus == 0:
         if choice == "cuda":
@@ -35,21 +36,21 @@ def choose_device(
             f"use at most {num_gpus}, or --device cpu; a training may also share GPUs, which is slow: "
             "--allow-shared-gpu"
         )
-    number = local_rank % num_gpus
+    if local_size > num_gpus:
+        _separate_for_nccl(environment)
+    number = environment.local_rank % num_gpus
     torch.cuda.set_device(number)
     torch.backends.cudnn.deterministic = True
     return torch.device("cuda", number)
 
 
-def separate_for_nccl(rank: int, *, is_only_host: bool) -> None:
+def _separate_for_nccl(environment: RankEnvironment) -> None:
     """Makes NCCL take each rank for a host of its own: it refuses two ranks on one GPU of one host.
 
-    Call it before NCCL starts. The ranks then exchange data through sockets, as hosts do.
-
-    Args:
-        is_only_host: all ranks are on this host; else the user says by NCCL's variables which network there is.
+    The ranks then exchange data through sockets, as hosts do. Where there are several hosts, the user says by NCCL's
+    variables which network there is.
     """
-    os.environ["NCCL_HOSTID"] = f"{socket.gethostname()}-rank{rank}"
-    if is_only_host:
+    os.environ["NCCL_HOSTID"] = f"{socket.gethostname()}-rank{environment.rank}"
+    if environment.has_one_host:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_IB_DISABLE", "1")

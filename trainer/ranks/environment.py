@@ -85,6 +85,11 @@ class RankEnvironment:
         return self.rank == 0
 
     @property
+    def has_one_host(self) -> bool:
+        """Whether all ranks are on this host."""
+        return self.world_size == self.local_world_size
+
+    @property
     def master_endpoint(self) -> str:
         """The address where the ranks meet, as messages name it."""
         host = f"[{self.master_addr}]" if ":" in self.master_addr else self.master_addr

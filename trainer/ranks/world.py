@@ -23,7 +23,7 @@ from trainer.config import DeviceChoice, GradientReduction
 from trainer.errors import ConfigError
 from trainer.ranks.activity import HANG_TIMEOUT_S, Activity
 from trainer.ranks.data_parallel import DataParallel, uses_ddp
-from trainer.ranks.device import choose_device, separate_for_nccl
+from trainer.ranks.device import choose_device
 from trainer.ranks.environment import RankEnvironment, warn_of_separate_tasks
 from trainer.ranks.failure import FailureContext, FailureLock, report_failure
 from trainer.ranks.rendezvous import connect, join_round
@@ -139,22 +139,14 @@ class World:
         context = FailureContext(rank=rank, world_size=size, attempt=environment.num_restarts)
         activity = Activity(hang_timeout_s)
         watchdog = Watchdog(context, activity)
-        if environment.is_torchrun:
-            watchdog.watch_launcher()
-        store, lock, round_name = None, None, ""
-        if size > 1:
-            store, lock, round_name = _join_round(environment, watchdog)
-        with ExitStack() as on_leave, _leaving(watchdog), report_failure(context, lock, watchdog):
+        with ExitStack() as on_leave, _in_round(environment, context, watchdog) as (store, round_name):
             _check_shards(virtual_shards, size, grad_accumulation, is_elastic=environment.max_restarts > 0)
-            device = choose_device(choice, local_rank, local_size, allow_shared_gpu=allow_shared_gpu)
-            if device.type == "cuda" and local_size > torch.cuda.device_count():
-                separate_for_nccl(rank, is_only_host=size == local_size)
+            device = choose_device(choice, environment, allow_shared_gpu=allow_shared_gpu)
             control, shared_memory = None, None
             if store is not None:
                 with activity.collective(), announced(watchdog.describe_wait):
-                    timeout_s = max(COLLECTIVE_TIMEOUT_S, hang_timeout_s) if hang_timeout_s else NO_TIMEOUT_S
-                    control = _init_process_group(store, rank, size, device, timeout_s)
-                    if size == local_size and device.type == "cpu" and sys.platform == "linux":
+                    control = _init_process_group(store, rank, size, device, hang_timeout_s)
+                    if environment.has_one_host and device.type == "cpu" and sys.platform == "linux":
                         shared_memory = SharedMemoryReducer.join(round_name, rank, size)
                         on_leave.enter_context(closing(shared_memory))
             yield cls(
@@ -308,6 +300,24 @@ class World:
             raise
 
 
+@contextmanager
+def _in_round(
+    environment: RankEnvironment, context: FailureContext, watchdog: Watchdog
+) -> Iterator[tuple[Store | None, str]]:
+    """Context of this rank's part in a round: it is watched, its failure is reported, and it leaves at the end.
+
+    Yields:
+        The store under the round's prefix, None for a single rank, and the name of the round.
+    """
+    if environment.is_torchrun:
+        watchdog.watch_launcher()
+    store, lock, name = None, None, ""
+    if environment.world_size > 1:
+        store, lock, name = _join_round(environment, watchdog)
+    with _leaving(watchdog), report_failure(context, lock, watchdog):
+        yield store, name
+
+
 def _join_round(environment: RankEnvironment, watchdog: Watchdog) -> tuple[Store, FailureLock, str]:
     """Connects to the run's store, waits for all ranks and starts to watch them.
 
@@ -322,9 +332,10 @@ def _join_round(environment: RankEnvironment, watchdog: Watchdog) -> tuple[Store
 
 
 def _init_process_group(
-    store: Store, rank: int, size: int, device: torch.device, timeout_s: float
+    store: Store, rank: int, size: int, device: torch.device, hang_timeout_s: float
 ) -> ProcessGroup | None:
     """Connects the ranks; returns the group for control messages, or None if it is the default group."""
+    timeout_s = max(COLLECTIVE_TIMEOUT_S, hang_timeout_s) if hang_timeout_s else NO_TIMEOUT_S
     timeout = datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
