@@ -42,6 +42,8 @@ class Watchdog:
         self._lock: FailureLock | None = None
         self._heartbeats: HeartbeatExchange | None = None
         self._exchanging: threading.Thread | None = None
+        self._watching: threading.Thread | None = None
+        self._follows_launcher = False
         self._beat = 0
         self._stopped = threading.Event()
 
@@ -52,7 +54,8 @@ class Watchdog:
 
     def watch_launcher(self) -> None:
         """Starts to watch the launcher, which may have died since this process began."""
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._follows_launcher = True
+        self._start_watching()
 
     def watch_peers(self, store: Store, round_name: str) -> FailureLock:
         """Starts to watch the other ranks; this rank's first heartbeat is in the store when this returns.
@@ -70,6 +73,7 @@ class Watchdog:
         arguments = (heartbeats, lock)
         self._exchanging = threading.Thread(target=self._exchange, args=arguments, name="heartbeats", daemon=True)
         self._exchanging.start()
+        self._start_watching()
         return lock
 
     def stop(self) -> None:
@@ -131,9 +135,14 @@ class Watchdog:
         with suppress(RuntimeError):
             heartbeats.leave()
 
+    def _start_watching(self) -> None:
+        if self._watching is None:
+            self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._watching.start()
+
     def _watch(self) -> None:
         while not self._stopped.wait(DETECT_EVERY_S):
-            if os.getppid() != LAUNCHER_PID:
+            if self._follows_launcher and os.getppid() != LAUNCHER_PID:
                 self._follow_launcher()
             self._activity.idle_clock.sample()
             if self._heartbeats is not None and self._lock is not None:

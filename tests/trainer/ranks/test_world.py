@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -67,6 +68,21 @@ def run_ranks(
     with start_ranks(body, ranks, tmp_path, join=join, torchrun=torchrun) as process:
         output, errors = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def start_without_torchrun(body: str, tmp_path: Path, *, join: str = '"cpu"') -> "list[subprocess.Popen[str]]":
+    """Starts `def body(world)` on two ranks, of which rank 0 serves the store."""
+    script = tmp_path / "script.py"
+    script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    environment = {**clean_environment(), "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", **address}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(script)], env={**environment, "RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in "01"
+    ]
 
 
 def values_of(done: "subprocess.CompletedProcess[str]") -> list[object]:
@@ -223,7 +239,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_the_others_name_a_rank_that_is_stopped(tmp_path: Path) -> None:
+def test_the_others_name_a_rank_that_is_stopped_without_torchrun_too(tmp_path: Path) -> None:
     body = """
 def body(world):
     world.activity.timeout_s = 1.0
@@ -234,10 +250,12 @@ def body(world):
         os.kill(os.getpid(), signal.SIGSTOP)
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=1.0')
-    errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
-    assert len(errors) == 1
-    assert re.search(r"error: rank 1 \(process \d+ on .*\) (sent no heartbeat|has not joined)", errors[0])
+    main, stopped = start_without_torchrun(body, tmp_path, join='"cpu", hang_timeout_s=1.0')
+    _, errors = main.communicate(timeout=100)
+    assert re.match(r"error: rank 1 \(process \d+ on .*\) (sent no heartbeat|has not joined)", errors)
+    assert errors.count("error:") == 1
+    stopped.communicate(timeout=100)
+    assert (main.returncode, stopped.returncode) == (1, -signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -452,13 +470,8 @@ def body(world):
         time.sleep = lambda seconds: sleep(2)
     world.untimed_barrier("end")
 """
-    script = tmp_path / "script.py"
-    script.write_text(PROLOGUE.replace("JOIN", '"cpu"') + body + "\nrun_command(main)\n")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    environment = {**clean_environment(), "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", **address}
-    ranks = [subprocess.Popen([sys.executable, str(script)], env={**environment, "RANK": rank}) for rank in "01"]
-    assert [rank.wait(timeout=100) for rank in ranks] == [0, 0]
+    ranks = start_without_torchrun(body, tmp_path)
+    assert [(rank.communicate(timeout=100), rank.returncode) for rank in ranks] == [((None, ""), 0)] * 2
 
 
 @pytest.mark.slow
