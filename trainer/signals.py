@@ -103,10 +103,12 @@ class StopRequest:
             raise self.interruption("stopped", number)
 
     def _watch(self) -> None:
-        with self._reader:  # open to the end: Python's handler complains about a socket without a reader
+        with self._reader:
             received = self._reader.recv(1)
             received_at, grace_period_s = time.monotonic(), GRACE_PERIOD_S
             while received and not self._settled.wait(0.1):
                 grace_period_s = max(grace_period_s, self.grace_period_s)
                 if time.monotonic() - received_at > grace_period_s:
                     os._exit(128 + received[0])
+            while self._reader.recv(1):  # to the end: Python's handler complains about a socket without a reader
+                pass

@@ -96,6 +96,20 @@ def test_a_second_signal_does_not_interrupt_the_cleanup() -> None:
     assert cleaned_up == ["completely"]
 
 
+def test_a_signal_after_the_acknowledgement_prints_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    """torchrun sends SIGTERM to the ranks that still save when the first one has exited after Ctrl-C."""
+
+    def work(stop: StopRequest) -> None:
+        with stop.deferred():
+            send(signal.SIGINT)
+            stop.acknowledge()
+            time.sleep(0.3)  # until the watch has noticed it
+            send(signal.SIGTERM)
+
+    assert interrupted(work).signal_number == signal.SIGINT
+    assert capfd.readouterr().err == ""
+
+
 def test_a_request_to_stop_is_no_second_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "REPEAT_WITHIN_S", 0.0)
 
