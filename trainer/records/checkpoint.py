@@ -55,7 +55,8 @@ class Checkpoints:
         try:
             for left in self._folder.glob(".step-*.tmp"):  # left by killed or superseded processes
                 shutil.rmtree(left, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            self._folder.mkdir(exist_ok=True)  # not its parents: a run folder that was moved must not come back empty
+            temporary.mkdir()
             with (temporary / "state.pt").open("wb") as file:
                 save_tensors(state, file)
             digest = sha256_of_file(temporary / "state.pt")
