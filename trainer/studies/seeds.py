@@ -16,6 +16,7 @@ from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
+from trainer.paths import RESULT_FILE
 from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
@@ -36,8 +37,11 @@ from trainer.studies.trials import (
     describe_plan,
     explain_interruption,
     train_trials,
+    wait_for_trials,
 )
 from trainer.train import evaluate_on_test_set, summarize, validate
+
+DIVERGED_FILE = "diverged.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +80,9 @@ def study_seeds(config: SeedsConfig) -> None:
             known = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/config.json")]
             check_known(context, [Trial(recipe, trial.fingerprint.seed, trial.path) for trial in known])
             _train_all(seeds[world.rank :: world.size], config.stack, recipe, context, folder)
+            wait_for_trials(world, [_trial_path(folder, seed) for seed in seeds], _is_done)
             if world.is_main:
-                results = _collect_results(seeds, folder)
+                results = _collect_results(folder)
                 print(f"report: {write_page(folder, make_page(recipe, results))}")
 
 
@@ -87,7 +92,8 @@ def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContex
     Args:
         most: seeds that are trained side by side, 0 to choose.
     """
-    todo = [Trial(recipe, seed, _trial_path(folder, seed)) for seed in seeds if not _is_done(folder, seed)]
+    trials = [Trial(recipe, seed, _trial_path(folder, seed)) for seed in seeds]
+    todo = [trial for trial in trials if not _is_done(trial.path)]
     began = time.monotonic()
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
@@ -96,7 +102,7 @@ def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContex
         try:
             result = _evaluate_seed(trained, context.dataset)
         except DivergenceError as error:
-            _record_divergence(folder, seed, error)
+            _record_divergence(trained.trial, error)
             continue
         print(
             f"seed {seed}: test error {100 * (1 - result.test_accuracy):.2f} %, "
@@ -105,11 +111,11 @@ def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContex
         )
 
 
-def _record_divergence(folder: StudyFolder, seed: int, error: DivergenceError) -> None:
-    print(f"seed {seed}: {error}", flush=True)
-    path = _diverged_path(folder, seed)
+def _record_divergence(trial: Trial, error: DivergenceError) -> None:
+    print(f"seed {trial.seed}: {error}", flush=True)
+    path = trial.path / DIVERGED_FILE
     with writing(path):
-        write_json(path, {"seed": seed, "error": str(error)})
+        write_json(path, {"seed": trial.seed, "error": str(error)})
 
 
 def _evaluate_seed(trained: TrainedTrial, dataset: Dataset) -> Result:
@@ -131,16 +137,11 @@ def _evaluate_seed(trained: TrainedTrial, dataset: Dataset) -> Result:
     return result
 
 
-def _collect_results(seeds: list[int], folder: StudyFolder) -> SeedResults:
-    """Waits for all seeds and returns every result of the setting: those in the folder, and others in the ledger.
-
-    Polls for the seeds of other ranks, because a collective would time out.
-    """
-    while not all(_is_done(folder, seed) for seed in seeds):
-        time.sleep(0.5)
-    trials = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/result.json")]
+def _collect_results(folder: StudyFolder) -> SeedResults:
+    """Returns every result of the setting: those in the folder, and others in the ledger."""
+    trials = [RunFolder.read(path.parent) for path in folder.path.glob(f"seed-*/{RESULT_FILE}")]
     results = [result for trial in trials if (result := trial.result()) is not None]
-    diverged = [int(path.parent.name.removeprefix("seed-")) for path in folder.path.glob("seed-*/diverged.json")]
+    diverged = [int(path.parent.name.removeprefix("seed-")) for path in folder.path.glob(f"seed-*/{DIVERGED_FILE}")]
     if not results:
         raise DivergenceError(f"all {len(diverged)} seeds diverged and there is no result; try lower learning rates")
     known = {result.weights_sha256 for result in results}
@@ -162,13 +163,5 @@ def _trial_path(folder: StudyFolder, seed: int) -> Path:
     return folder.path / f"seed-{seed}"
 
 
-def _result_path(folder: StudyFolder, seed: int) -> Path:
-    return _trial_path(folder, seed) / "result.json"
-
-
-def _diverged_path(folder: StudyFolder, seed: int) -> Path:
-    return _trial_path(folder, seed) / "diverged.json"
-
-
-def _is_done(folder: StudyFolder, seed: int) -> bool:
-    return _result_path(folder, seed).exists() or _diverged_path(folder, seed).exists()
+def _is_done(trial: Path) -> bool:
+    return (trial / RESULT_FILE).exists() or (trial / DIVERGED_FILE).exists()

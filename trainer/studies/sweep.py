@@ -47,6 +47,7 @@ from trainer.studies.trials import (
     describe_plan,
     explain_interruption,
     train_trials,
+    wait_for_trials,
 )
 
 _GRID = "lr_scale=0.25,0.5,1,2"
@@ -108,8 +109,10 @@ def study_sweep(config: SweepConfig) -> None:
             _train(
                 trials[world.rank :: world.size], list(zip(candidates, recipes, strict=True)), config, context, folder
             )
+            paths = [_trial_path(folder, number, seed) for number, seed in trials]
+            wait_for_trials(world, paths, lambda trial: _result_path(trial).exists())
             if world.is_main:
-                results = [_wait_for_result(folder, number, seed) for number, seed in trials]
+                results = [_read_result(folder, number, seed) for number, seed in trials]
                 if all(result["diverged"] for result in results):
                     raise DivergenceError(f"all {len(candidates)} candidates diverged; try lower learning rates")
                 page = make_page(base, candidates, results, partial(training_command, config))
@@ -178,11 +181,8 @@ def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) 
     return f"{describe_candidate(candidate)}, seed {trial.seed}: {outcome}"
 
 
-def _wait_for_result(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
-    """Returns the result of a trial, as soon as the rank that trains it has written it."""
+def _read_result(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
     path = _result_path(_trial_path(folder, number, seed))
-    while not path.exists():
-        time.sleep(0.5)
     with reading(path):
         result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(path.read_text())}
     return result

@@ -8,7 +8,7 @@ import gc
 import hashlib
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from convoy.options import option
 from convoy.processes import describe_output_error
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset, without_test_images
-from trainer.errors import ConfigError, DivergenceError, Interrupted
+from trainer.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from trainer.loop.fit import fit
 from trainer.loop.run import Run, restore
 from trainer.paths import default_data_dir
@@ -37,6 +37,9 @@ from trainer.train import setup
 
 MOST_SIDE_BY_SIDE = 64
 """On a GPU: 64 runs of a small network have three times the rate of one, and 32 nearly as much."""
+
+SHOWN_WITHIN_S = 90.0
+"""Longest time after which a network disk shows what another host has written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +208,20 @@ def _group_name(trials: list[Trial]) -> str:
     """Returns the name of the folder with the checkpoints of these trials."""
     names = "\n".join(trial.path.name for trial in trials)
     return f"side-by-side-{hashlib.sha256(names.encode()).hexdigest()[:12]}"
+
+
+def wait_for_trials(world: World, trials: Sequence[Path], is_done: Callable[[Path], bool]) -> None:
+    """Waits until every rank has trained its trials, and the main rank sees the results of all. All ranks call this.
+
+    Raises:
+        CheckpointError: a trial has no result, because somebody has removed it.
+    """
+    world.untimed_barrier("trials", what="train its trials")
+    until = time.monotonic() + (SHOWN_WITHIN_S if world.size > 1 else 0.0)
+    while world.is_main and (missing := [path for path in trials if not is_done(path)]):
+        if time.monotonic() > until:
+            raise CheckpointError(f"{missing[0]} has lost its result: give the same command again to train it anew")
+        time.sleep(0.5)
 
 
 def build_trial(context: TrialContext, trial: Trial, *, will_train: bool = True) -> Run:
