@@ -128,7 +128,8 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
         before = _correctness(reference, reference.logits[: len(logits)])
         run.progress.log(_check_accuracy_loss(before, _correctness(reference, logits), model.name))
         correctness, decision = _check_quality(reference, model, logits, options)
-        tolerance = TOLERANCE_FACTOR * largest_difference(logits, reference.logits[: len(logits)])
+        difference = largest_difference(logits, reference.logits[: len(logits)])
+        tolerance = max(reference.tolerance, TOLERANCE_FACTOR * difference)
         results = {ONNX: replace(check, tolerance=tolerance).run(ONNX, predict, outputs)}
         golden, golden_logits = reference.golden
         golden_difference = largest_difference(predict(golden.numpy())[0], golden_logits)

@@ -13,11 +13,11 @@ from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, find_version
 from trainer.loop.run import Run
+from trainer.models.start import is_foreign
 from trainer.paths import default_model_name, printable
 from trainer.ranks.world import World
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
-from trainer.user_code import is_reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +46,8 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
     """Returns the plan of the run's export, or None with `--no-export`.
 
     Raises:
-        ConfigError: a model with this name exists and has other classes, inputs or outputs; or the user's own
-            network cannot be exported.
-        ExportError: the repository cannot be written.
+        ConfigError: a model with this name exists and has other classes, inputs or outputs.
+        ExportError: the repository cannot be written, or a network that is not Convoy's cannot be exported.
     """
     if not config.export:
         return None
@@ -63,7 +62,7 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
     if run.world.is_main:
         try:
             model.check()
-            if is_reference(run.recipe.network) and not run.folder.config_path.exists():  # else it was rehearsed before
+            if is_foreign(run.recipe.network) and not run.folder.config_path.exists():  # else it was rehearsed before
                 from trainer.export.pipeline import rehearse  # imports onnx
 
                 rehearse(run, options)

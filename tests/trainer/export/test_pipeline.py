@@ -22,7 +22,7 @@ from tests.trainer.records.results import make_result
 from trainer.errors import ExportError
 from trainer.evaluation.views import NUM_VIEWS, average_views
 from trainer.export import manifest as manifest_module
-from trainer.export import pipeline
+from trainer.export import pipeline, quantize
 from trainer.export.formats import FloatArray, convert_to_onnx, load_predictor
 from trainer.export.manifest import metrics_section
 from trainer.export.parity import reference_logits
@@ -107,7 +107,7 @@ def test_the_manifest_describes_inputs_outputs_and_preprocessing(manifest: dict[
     assert manifest["normalization"]["mean"] == pytest.approx([33.3], abs=1)
     assert manifest["normalization"]["deviation"] == pytest.approx([78.6], abs=1)
     assert manifest["precision"] == "float32"
-    assert manifest["golden_tolerance"] == 1e-4
+    assert 1e-4 <= manifest["golden_tolerance"] < 2e-4
 
 
 def test_the_manifest_records_accuracy_and_parity(manifest: dict[str, Any], reference: ReferenceModel) -> None:
@@ -229,6 +229,16 @@ def test_int8_is_published_with_its_accuracy_and_that_of_float32(
 
 
 @pytest.mark.usefixtures("converted_to_onnx")
+def test_int8_that_differs_in_nothing_may_still_round(
+    run: Run, model: RepositoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits of a network that answers every image alike are those of float32, and its probabilities nearly."""
+    monkeypatch.setattr(quantize, "quantize", lambda float32, _batches: float32)
+    monkeypatch.setattr(pipeline, "largest_difference", lambda a, b: 0.0)
+    assert (export_int8(run, model, None, OPTIONS) / ONNX).exists()
+
+
+@pytest.mark.usefixtures("converted_to_onnx")
 def test_int8_that_loses_too_much_is_not_published(
     run: Run, model: RepositoryModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,7 +325,7 @@ def test_the_tolerance_grows_with_the_logits(run: Run, model: RepositoryModel) -
     differences = [result["largest_difference"] for result in manifest["parity"]["formats"]["model.onnx"]]
     assert 1e-4 < max(differences) <= manifest["parity"]["tolerance"]
     golden = np.load(model.path / "1" / "golden.npz")["logits"]
-    assert 4e-6 * np.abs(golden).max() <= manifest["golden_tolerance"] < 8e-6 * np.abs(golden).max()
+    assert 1e-5 * np.abs(golden).max() <= manifest["golden_tolerance"] < 2e-5 * np.abs(golden).max()
 
 
 @pytest.mark.usefixtures("onnx_alone")

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from timm.models import register_model
+from torch import nn
 
 from convoy import cli
 
@@ -45,17 +47,10 @@ class MyNet(nn.Module):
 def test_what_cannot_be_exported_is_told_before_the_training(
     code: str, problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream = np.random.default_rng(0)
-    for number in range(12):
-        folder = tmp_path / "images" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(stream.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
     (tmp_path / "my_net.py").write_text(NETWORK.format(code=code))
     network = f"{tmp_path / 'my_net.py'}:MyNet"
-    line = ["train", str(tmp_path / "images"), "--recipe", "any-network", "--network", network]
-    line += ["--image-size", "16", "--device", "cpu", "--run-dir", str(tmp_path / "run"), "--name", "mine"]
     with pytest.raises(SystemExit) as left:
-        cli.run([*line, "--data-dir", str(tmp_path / "data"), "--model-repository", str(tmp_path / "models")])
+        cli.run(train_line(tmp_path, network))
     output, errors = capsys.readouterr()
     assert left.value.code == 6
     assert problem in errors
@@ -64,3 +59,34 @@ def test_what_cannot_be_exported_is_told_before_the_training(
     assert errors.count("\n") == 1
     assert output.endswith(f"trying the export of {network}\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_networks_of_timm_are_tried_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """This one is registered with timm, as packages beside it do."""
+
+    @register_model
+    def networkthatonnxlacks(num_classes: int, in_chans: int, **_options: object) -> nn.Module:
+        maximum = nn.AdaptiveMaxPool2d(5)  # ONNX has none
+        return nn.Sequential(maximum, nn.Flatten(), nn.Linear(in_chans * 25, num_classes))
+
+    line = train_line(tmp_path, "timm:networkthatonnxlacks")
+    with pytest.raises(SystemExit) as left:
+        cli.run(line)
+    assert left.value.code == 6
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: timm:networkthatonnxlacks cannot be exported: No ONNX function found for ")
+    assert errors.endswith("; to train without publishing, pass --no-export\n")
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def train_line(folder: Path, network: str) -> list[str]:
+    """Returns a command line that trains a network on generated images."""
+    stream = np.random.default_rng(0)
+    for number in range(12):
+        images = folder / "images" / "ab"[number % 2]
+        images.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(stream.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(images / f"{number}.png")
+    line = ["train", str(folder / "images"), "--recipe", "any-network", "--network", network]
+    line += ["--image-size", "16", "--device", "cpu", "--run-dir", str(folder / "run"), "--name", "mine"]
+    return [*line, "--data-dir", str(folder / "data"), "--model-repository", str(folder / "models")]
