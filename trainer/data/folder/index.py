@@ -5,10 +5,12 @@ the split and the header of each file, and the digests of its bytes and of its p
 module does not know how they are found out; `indexing` does.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ GREY, SIXTEEN_BITS, UPPER_BITS, PROBED, DECODED = 1, 2, 4, 8, 16
 """Flags of a file: grey; 16 bits in each channel; of which Pillow has the upper 8 only; header read; decoded."""
 
 SPLITS = ("train", "validation", "test")
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,7 +106,7 @@ class FolderIndex:
         """Pickles the path alone: another process maps the file."""
         if self.path is None:
             raise TypeError("an index that has no file cannot be pickled")
-        return open_index, (self.path,)
+        return partial(open_index, verify=False), (self.path,)
 
     def name(self, row: int) -> bytes:
         """Returns the path of a file within the folder."""
@@ -222,11 +224,15 @@ def save_index(index: FolderIndex, path: Path) -> None:
         "warnings": dict(index.warnings),
         **{name: getattr(index, name) for name in _TENSORS},
     }
+    payload["sha256"] = _digest(payload)
     write_tensors(payload, path, sum(getattr(index, name).nbytes for name in _TENSORS))
 
 
-def open_index(path: Path) -> FolderIndex:
+def open_index(path: Path, *, verify: bool = True) -> FolderIndex:
     """Maps an index. `mapped_file.discard` leaves it alone while it is in use.
+
+    Args:
+        verify: hashes the content, at about 1.4 GB/s, and compares it with the recorded digest.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -236,7 +242,10 @@ def open_index(path: Path) -> FolderIndex:
     payload = map_tensors(path)
     try:
         if payload["layout"] != _LAYOUT:
-            raise ValueError(f"layout {payload['layout']}")
+            raise DamagedFileError(f"{path} is of another version of Convoy")
+        recorded = payload.pop("sha256")
+        if verify and _digest(payload) != recorded:
+            raise DamagedFileError(f"{path} is damaged (its content does not match its digest)")
         index = FolderIndex(
             root=Path(payload["root"]),
             classes=tuple(payload["classes"]),
@@ -251,3 +260,12 @@ def open_index(path: Path) -> FolderIndex:
         raise DamagedFileError(f"{path} is damaged (not an index of images)") from error
     share_lock(path, index.names)
     return index
+
+
+def _digest(payload: dict[str, Any]) -> str:
+    """Returns the SHA-256 of the content of an index's file."""
+    digest = hashlib.sha256()
+    for name, value in payload.items():
+        digest.update(f"{name} ".encode())
+        digest.update(value.numpy().data if isinstance(value, torch.Tensor) else repr(value).encode())
+    return digest.hexdigest()

@@ -44,8 +44,12 @@ def open_or_make_index(listing: Listing, folder: Path, lock_path: Path, log: Cal
 def open_or_make_index_locked(listing: Listing, folder: Path, log: Callable[[str], None]) -> FolderIndex:
     """Does the same for a caller that holds the lock."""
     path = index_path(folder, listing.key)
-    with suppress(FileNotFoundError, DamagedFileError):
+    try:
         return open_index(path)
+    except FileNotFoundError:
+        pass
+    except DamagedFileError as error:
+        log(f"{error}: reading the files again")
     save_index(_make_index(listing, folder, log), path)
     for older in set(folder.glob("*.index")) - {path}:
         discard(older)

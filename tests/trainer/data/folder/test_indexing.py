@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.trainer.data.folder.image_files import Load, put
@@ -139,9 +140,27 @@ def test_a_class_needs_a_readable_image(root: Path, load: Load) -> None:
         load(root, source="streamed", skip_bad_images=1)
 
 
-def test_a_damaged_index_is_made_again(root: Path, load: Load) -> None:
+def _cut(content: bytes) -> bytes:
+    return content[:300]
+
+
+def _flip_a_label(content: bytes) -> bytes:
+    labels = np.repeat([0, 1], 10).astype("<i8").tobytes()
+    assert content.count(labels) == 1
+    return content.replace(labels, labels[:-8] + bytes(8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"), [(_cut, "not a file of tensors"), (_flip_a_label, "its content does not match its digest")]
+)
+def test_a_damaged_index_is_made_again(
+    damage: Callable[[bytes], bytes], problem: str, root: Path, load: Load, logged: list[str]
+) -> None:
     first = load(root, source="streamed")
     sha256, path = first.sha256, first.path
     del first
-    path.write_bytes(path.read_bytes()[:300])
-    assert load(root, source="streamed").sha256 == sha256
+    path.write_bytes(damage(path.read_bytes()))
+    for _ in range(2):
+        assert load(root, source="streamed").sha256 == sha256
+    line = f"folder:{root}: {path} is damaged ({problem}): reading the files again"
+    assert logged.count(line) == sum("damaged (" in line for line in logged) == 1
