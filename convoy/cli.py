@@ -64,7 +64,7 @@ def _options_of_all_verbs() -> Any:
     from serving.config import ServeConfig
     from serving.models_command import VERBS as MODELS_VERBS
     from trainer.config import CompareConfig, EvaluateConfig, ExportConfig
-    from trainer.data.commands import Command
+    from trainer.data.commands import COMMANDS as DATA_COMMANDS
     from trainer.local import LocalTrainConfig
     from trainer.service.commands import COMMANDS as JOBS_COMMANDS
     from trainer.studies import STUDIES
@@ -80,7 +80,7 @@ def _options_of_all_verbs() -> Any:
         "study": studies,
         "recipes": _NoOptions,
         "jobs": _subcommands({name: (kind, summary) for name, (kind, _, summary) in JOBS_COMMANDS.items()}),
-        "data": Command,
+        "data": _subcommands({name: (kind, summary) for name, (kind, _, summary) in DATA_COMMANDS.items()}),
         "serve": ServeConfig,
         "classify": ClassifyConfig,
         "status": StatusConfig,

@@ -35,6 +35,10 @@ _PLAINER = {
     r"invalid literal for int\(\) with base 10: ('.*?')": r"expected a whole number, got \1",
     r"could not convert string to float: ('.*?')": r"expected a number, got \1",
     r"no type matching (.+?) could be instantiated from \[(.*?)\]": r"expected \1, got \2",
+    r"expected INT,": "expected a whole number,",
+    r"expected FLOAT,": "expected a number,",
+    r"[Mm]issing value for argument '(.*?)'\. Expected 1 values": r"\1 needs a value",
+    r"(options:) ?(?=,|$)": r"\1 ''",  # an empty argument
 }
 """How Convoy says what Python and tyro say of a wrong value."""
 
@@ -72,7 +76,7 @@ def explain_in_one_line(printed: str, prog: str, arguments: Sequence[str]) -> st
         arguments: the command line.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
-    lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    lines = [line[2:].rstrip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
     parts = [list(part) for is_rule, part in itertools.groupby(lines, _is_rule) if not is_rule]
     if "╭" not in plain:  # standard output is not UTF-8: the title is above the first rule, not in a border
         parts = parts[1:]
@@ -84,7 +88,8 @@ def explain_in_one_line(printed: str, prog: str, arguments: Sequence[str]) -> st
         problem = problem.replace(noise, "")
     for pattern, plainer in _PLAINER.items():
         problem = re.sub(pattern, plainer, problem)
-    names = [line.split()[0] for part in parts if part[0].startswith("Perhaps") for line in part if line[:2] == "--"]
+    near = [entry for part in parts if part[0].startswith("Perhaps") for entry in _entries(part)]
+    names = [entry.split()[0].rstrip(",") for entry in near]
     hint = f"did you mean {' or '.join(dict.fromkeys(names))}?" if names else f"see {prog} --help"
     if not problem[:2].isupper():  # else it begins with the name of an argument
         problem = problem[0].lower() + problem[1:]
@@ -95,9 +100,13 @@ def _missing(parts: Sequence[Sequence[str]]) -> str:
     """Returns which required options are missing, and which given ones are unknown; "" if none is missing."""
     if not parts or not parts[0][0].startswith("Missing from "):
         return ""
-    names = [line for line in parts[0] if line.startswith("--") or line.isupper()]  # each with lines of help below it
-    unknown = [word for part in parts if part[0].startswith("Unrecognized options") for word in part[1:]]
-    return f"missing {' and '.join(names)}" + (f", and unrecognized {' '.join(unknown)}" if unknown else "")
+    unknown = [word for part in parts if part[0].startswith("Unrecognized options") for word in _entries(part)]
+    return f"missing {' and '.join(_entries(parts[0]))}" + (f", and unrecognized {' '.join(unknown)}" if unknown else "")
+
+
+def _entries(part: Sequence[str]) -> list[str]:
+    """Returns the lines of a list that tyro printed, without the lines of help below each, which are indented more."""
+    return [line.strip() for line in part if re.match(r" {4}\S", line)]
 
 
 def _is_rule(line: str) -> bool:

@@ -1,6 +1,7 @@
 """The command line: parses options, runs the command, and turns failures into one line and an exit code."""
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 T = TypeVar("T")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a write, which do not name the file."""
 
 LINGER_S = 1.5
 """Wait of a silent rank before it exits: torchrun kills all ranks when the first one exits, and the rank that prints
@@ -104,9 +108,12 @@ def recipes_command(arguments: Sequence[str], prog: str) -> int:
 
     if len(arguments) == 1 and not arguments[0].startswith("-"):
         run_command(lambda: _print_recipe(arguments[0]))
-    if arguments:
+    if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: {prog} [RECIPE]\n\nLists what can be trained, or all fields of a recipe, for --set FIELD=VALUE.")
-        return 0 if arguments[0] in ("-h", "--help") else 2
+        return 0
+    if arguments:
+        print(f"error: {prog} takes the name of one recipe and no options: see {prog} --help", file=sys.stderr)
+        return 2
     width = max(map(len, RECIPES))
     for recipe in RECIPES.values():
         print(f"{recipe.name:{width}s}  {recipe.summary}")
@@ -201,10 +208,20 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         raise  # standard output cannot be written: `whole_command` handles it
     except Exception as error:
+        if line := _about_file(error):
+            print(f"error: {line}", file=sys.stderr)
+            _exit(TrainerError.exit_code)
         if environment.has_error_file:
             _record_for_torchrun(error)
         traceback.print_exc()
         _exit(1)
+
+
+def _about_file(error: Exception) -> str:
+    """Returns one line about a file that cannot be read or written; "" for all other errors."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error.strerror) if isinstance(error, OSError) and error.errno in _FULL else ""
 
 
 def _exit(code: int) -> NoReturn:

@@ -12,11 +12,12 @@
 
 `Interrupted`, after SIGTERM or Ctrl-C, is not an error and not part of the tree.
 
-A message says what is wrong and what to do. Any other exception that reaches the top is a defect, and is printed with
-its traceback.
+A message says what is wrong and what to do. An OSError about a file that reaches the top is one line, too; any other
+exception is a defect, and is printed with its traceback.
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,8 +40,9 @@ class ConfigError(TrainerError):
 
 
 def no_run(path: Path) -> ConfigError:
-    """Returns the error about a folder that holds no run."""
-    return ConfigError(f"{path} holds no run: a run's folder has a config.json, and is in runs/ by default")
+    """Returns the error about a path that is no folder of a run."""
+    what = "holds no run" if os.path.isdir(path) else "is a file" if os.path.exists(path) else "does not exist"
+    return ConfigError(f"{path} {what}: a run's folder has a config.json, and is in runs/ by default")
 
 
 class MismatchError(ConfigError):
@@ -150,7 +152,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+        raise CheckpointError(f"cannot write {path}: {_reason(error)}") from error
 
 
 @contextmanager
@@ -164,9 +166,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, UnicodeEncodeError) as error:  # the latter: some libraries take no path that is not UTF-8
         raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, FileExistsError):  # of mkdir
+        return "a file is there"
     return (error.strerror if isinstance(error, OSError) else "") or str(error)

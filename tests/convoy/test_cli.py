@@ -58,6 +58,9 @@ def test_verbs_have_the_trainers_summaries() -> None:
         ([], 2, "usage: convoy VERB [OPTIONS]"),
         (["trian"], 2, "error: no verb 'trian': did you mean train?"),
         (["recipes"], 0, "mnist-fast"),
+        (["recipes", "mnist", "cifar10"], 2, "error: convoy recipes takes the name of one recipe"),
+        (["recipes", "--help"], 0, "usage: convoy recipes [RECIPE]"),
+        (["data", "--help"], 0, "usage: convoy data VERB [OPTIONS]"),
         (["train", "--help"], 0, "PATH-OR-RECIPE"),
         (["train", "mnits"], 2, "error: no such folder, and no recipe 'mnits': did you mean mnist"),
         (["evaluate", "--help"], 0, "usage: convoy evaluate"),
@@ -150,10 +153,11 @@ def test_an_unknown_shell_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 
 def commands() -> list[list[str]]:
     from serving.models_command import VERBS as MODELS_VERBS
+    from trainer.data.commands import COMMANDS as DATA_COMMANDS
     from trainer.service.commands import COMMANDS as JOBS_COMMANDS
     from trainer.studies import STUDIES
 
-    pages = {"study": STUDIES, "jobs": JOBS_COMMANDS, "models": MODELS_VERBS}
+    pages = {"study": STUDIES, "jobs": JOBS_COMMANDS, "models": MODELS_VERBS, "data": DATA_COMMANDS}
     inner = [[verb, name] for verb, names in pages.items() for name in names]
     return [*([verb] for verb in cli.VERBS if verb not in pages), *inner]
 

@@ -10,10 +10,15 @@ from convoy import cli
     [
         ("train --epoch 3", "unrecognized options: --epoch, 3: did you mean --epochs?"),
         ("evaluate", "missing RUN: see convoy evaluate --help"),
-        ("data fetc", "unrecognized options: fetc: see convoy data --help"),
         (f"evaluate a runs/{'b' * 200}", f"unrecognized options: runs/{'b' * 200}: see convoy evaluate --help"),
         ("jobs show seven", "JOB: expected a whole number, got 'seven': see convoy jobs show --help"),
-        ("train --epochs x", "--epochs: expected INT, got 'x': see convoy train --help"),
+        ("train --epochs x", "--epochs: expected a whole number, got 'x': see convoy train --help"),
+        ("train --epochs", "--epochs needs a value: see convoy train --help"),
+        (
+            "serve --model-repository m --allow-model",
+            "unrecognized options: --allow-model: did you mean --allow-model-code",
+        ),
+        ("jobs list --tok x", "unrecognized options: --tok, x: did you mean --token-file?"),
         ("models list --timeout-s x", "--timeout-s: expected a number, got 'x': see convoy models list --help"),
         (
             "serve --model-repository m --port 1",

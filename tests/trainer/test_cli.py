@@ -1,5 +1,6 @@
 """Errors are one line and an exit code; Ctrl-C and closed outputs are quiet."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -39,6 +40,13 @@ def test_an_error_is_one_line_with_its_code(
     kind: type[TrainerError], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leave_with(kind("what was wrong: what to do"), capsys) == (code, "error: what was wrong: what to do\n")
+
+
+def test_a_file_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied", "runs/of-ada/config.json")
+    assert leave_with(error, capsys) == (1, "error: runs/of-ada/config.json: Permission denied\n")
+    assert leave_with(OSError(errno.ENOSPC, "No space left on device"), capsys)[1] == "error: No space left on device\n"
+    assert "Traceback" in leave_with(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), capsys)[1]
 
 
 def test_an_interrupted_run_reports_what_it_saved(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,10 +108,10 @@ def test_every_verb_has_help(arguments: list[str], code: int, text: str) -> None
         ),
         (
             ["--epochs", "abc"],
-            "--epochs: expected INT, got 'abc': see ",
+            "--epochs: expected a whole number, got 'abc': see ",
         ),
         (["--epoch", "3"], "unrecognized options: --epoch, 3: did you mean --epochs?"),
-        (["--run-dir"], "missing value for argument '--run-dir'. Expected 1 values: see trainer/main.py --help"),
+        (["--run-dir"], "--run-dir needs a value: see trainer/main.py --help"),
     ],
 )
 def test_a_faulty_option_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

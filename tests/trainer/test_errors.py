@@ -23,6 +23,7 @@ CONFIG = Path("run") / "config.json"
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "run/config.json is damaged: 'utf-8' codec"),
         (ValueError("no JSON"), "run/config.json is damaged: no JSON"),
         (KeyError("fingerprint"), "run/config.json is damaged: 'fingerprint'"),
+        (RecursionError("maximum recursion depth exceeded"), "run/config.json is damaged: maximum"),  # of json
     ],
 )
 def test_an_unreadable_file_and_a_damaged_one_have_errors_of_their_own(error: Exception, message: str) -> None:

@@ -2,14 +2,15 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from convoy.options import option, parse_options
+from convoy.verbs import Verb, run_verb
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
 from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
 from trainer.data.folder.division import split_rows
@@ -80,14 +81,6 @@ class ImportDataset:
     """Folder that holds the data sets."""
 
 
-Command = (
-    Annotated[ListDatasets, tyro.conf.subcommand("list")]
-    | Annotated[FetchDatasets, tyro.conf.subcommand("fetch")]
-    | Annotated[VerifyDatasets, tyro.conf.subcommand("verify")]
-    | Annotated[ImportDataset, tyro.conf.subcommand("import")]
-)
-
-
 def run(arguments: Sequence[str], prog: str = "python -m trainer data") -> int:
     """Parses the command line and runs the command.
 
@@ -101,20 +94,15 @@ def run(arguments: Sequence[str], prog: str = "python -m trainer data") -> int:
     Raises:
         TrainerError: the command fails.
     """
-    command: ListDatasets | FetchDatasets | VerifyDatasets | ImportDataset = parse_options(
-        Command, arguments, prog=prog, description="Lists, downloads, verifies and imports data sets."
-    )
-    command = replace(command, data_dir=expand_home(command.data_dir))
-    match command:
-        case ListDatasets():
-            list_datasets(command)
-        case FetchDatasets():
-            fetch_datasets(command)
-        case VerifyDatasets():
-            return verify_datasets(command)
-        case ImportDataset():
-            import_files(command)
-    return 0
+    return run_verb(prog, {name: _verb(f"{prog} {name}", *entry) for name, entry in COMMANDS.items()}, arguments)
+
+
+def _verb(prog: str, kind: type[Any], run: Callable[[Any], int | None], summary: str) -> Verb:
+    def command(arguments: Sequence[str]) -> int | None:
+        config = parse_options(kind, arguments, prog=prog)
+        return run(replace(config, data_dir=expand_home(config.data_dir)))
+
+    return Verb(summary, command)
 
 
 def list_datasets(command: ListDatasets) -> None:
@@ -160,7 +148,7 @@ def fetch_datasets(command: FetchDatasets) -> None:
 def verify_datasets(command: VerifyDatasets) -> int:
     """Prints a line for each data set, and returns 3 if one is damaged or missing or there is none, else 0."""
     exit_code, name = 0, ""
-    for name, path, expected in _to_verify(command):
+    for name, path, expected in list(_to_verify(command)):  # all names first, for a typo in the last one
         if path.suffix == ".index":
             exit_code = _verify_streamed(name, path) or exit_code
             continue
@@ -202,6 +190,14 @@ def import_files(command: ImportDataset) -> None:
         check_digest(content, info.sha256)
         write_decoded(content, path)
     print(f"{info.name}: taken from {command.path}, verified, {path.stat().st_size / 1e6:.1f} MB in {path}")
+
+
+COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int | None], str]] = {
+    "list": (ListDatasets, list_datasets, "list the data sets, and which of them are on this machine"),
+    "fetch": (FetchDatasets, fetch_datasets, "download data sets, verify their digests and decode them"),
+    "verify": (VerifyDatasets, verify_datasets, "verify the digests of the data sets on this machine"),
+    "import": (ImportDataset, import_files, "decode a published data set from files that you have"),
+}
 
 
 def _to_verify(command: VerifyDatasets) -> Iterator[tuple[str, Path, str | None]]:
