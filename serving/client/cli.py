@@ -76,8 +76,10 @@ class ConnectConfig:
             return None
         try:
             token = self.token_file.read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise invalid_argument(f"cannot read a token from {self.token_file}: {error}") from error
+        except OSError as error:
+            raise invalid_argument(f"cannot read a token from {self.token_file}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            token = ""
         if not is_token(token):
             raise invalid_argument(f"token file {self.token_file} must hold one token in ASCII and nothing else")
         return token

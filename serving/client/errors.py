@@ -73,7 +73,7 @@ def _no_connection(target: str, details: str) -> str:
     if "handshake" in reason.lower() or "CERTIFICATE" in reason:
         return f"no TLS connection to {target}: {reason.rpartition('OPENSSL_internal:')[2].removesuffix(': OK')}"
     if "resolving" in details or "DNS" in details:
-        return f"cannot resolve {target}: {reason}"
+        return f"cannot resolve {target}: {reason.rpartition(': ')[2].rstrip(']')}"
     reason = reason.rpartition(": ")[2].partition(" (")[0]
     if reason.startswith(_NOBODY_LISTENS):
         return f"no server responds at {target}: {reason}; {START_HINT}"

@@ -33,6 +33,7 @@ _CANNOT_BE_MET = {
     grpc.StatusCode.UNAUTHENTICATED,
 }
 _REASONS = (
+    ("errors resolving", "its name cannot be resolved"),
     ("http1.x server", f"that is a port of HTTP; give the one of gRPC, {DEFAULT_PORT} by default"),
     ("WRONG_VERSION_NUMBER", "it has no TLS: leave out --tls-ca"),
     ("SSL_ERROR_SSL", "its certificate is not one that --tls-ca signed for this name"),
@@ -234,7 +235,7 @@ def open_service(
 def _with_port(address: str) -> str:
     bare = f"[{address}]" if address.count(":") > 1 and "[" not in address else address  # of IPv6
     found = _ADDRESS.fullmatch(bare)
-    if found is None or not 0 < int(found[2] or DEFAULT_PORT) < 65536:
+    if found is None or not address.isprintable() or not 0 < int(found[2] or DEFAULT_PORT) < 65536:
         raise ConfigError(f"--service {address}: must be HOST:PORT of the service's gRPC")
     return f"{found[1]}:{found[2] or DEFAULT_PORT}"
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -54,6 +54,8 @@ class StoreConfig:
     )
     """Without a service: the file with the jobs, or postgresql://USER@HOST/NAME."""
 
+    creates_store: ClassVar[bool] = False
+
     @contextmanager
     def open(self) -> Iterator["Operations | RemoteJobs"]:
         """Context of the jobs.
@@ -61,11 +63,14 @@ class StoreConfig:
         Raises:
             ConfigError: the store, or a file, cannot be opened, or options do not belong together.
         """
+        is_default = self.store == str(default_store())
         if self.service is None and (self.token_file or self.tls_ca):
             raise ConfigError("--token-file and --tls-ca are for a service: give --service, or set CONVOY_SERVICE")
-        if self.service is not None and self.store != str(default_store()):
+        if self.service is not None and not is_default:
             raise ConfigError(f"--store {self.store}: the service {self.service} has its own; give one of them")
         tell = partial(print, file=sys.stderr, flush=True)
+        if not (is_default or self.creates_store or "://" in self.store or os.path.exists(self.store)):
+            raise ConfigError(f"--store {self.store} does not exist: convoy jobs submit makes it")
         if self.service is None:
             with open_jobs(self.store, tell) as jobs:
                 yield jobs
@@ -79,6 +84,8 @@ class StoreConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitConfig(StoreConfig):
     """Submits a training: convoy jobs submit [OPTIONS] [PATH-OR-RECIPE] -- OPTIONS OF convoy train."""
+
+    creates_store: ClassVar[bool] = True
 
     submission: Annotated[Submission, tyro.conf.OmitArgPrefixes] = field(default_factory=Submission)
     key: Annotated[str | None, option("TEXT", "none")] = None

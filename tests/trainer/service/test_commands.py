@@ -34,6 +34,7 @@ def jobs(
     monkeypatch.setitem(engines._OURS, "quick", "tests.trainer.service.test_commands:QuickEngine")
     monkeypatch.setattr("trainer.service.embedded.pass_command", lambda _: [])
     monkeypatch.chdir(tmp_path)
+    Path("jobs.db").touch()
 
     def run(line: str) -> tuple[int, str, str]:
         verb, *rest = shlex.split(line)
@@ -137,6 +138,9 @@ def test_a_dry_run_shows_the_command_and_a_key_submits_once(jobs: Callable[..., 
         ("submit -- --epochs many", "options of convoy train: "),
         ("submit -- --recipe cifer10", "did you mean cifar10"),
         ("show 7", "there is no job 7"),
+        ("list --store jobs.bd", "--store jobs.bd does not exist: convoy jobs submit makes it"),
+        ("submit --store .", "cannot be opened: Is a directory"),
+        ("list --service '\udcff'", "must be HOST:PORT"),
         ("logs 7", "there is no job 7"),
     ],
 )
