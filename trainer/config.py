@@ -97,7 +97,7 @@ class TrainConfig:
     log_to: Annotated[tuple[LogTo, ...], option("{wandb,mlflow} ...", "neither")] = ()
     """Services that get the metrics, too. Their own variables hold, such as WANDB_MODE, MLFLOW_TRACKING_URI."""
     metrics_address: Annotated[str | None, option("HOST:PORT", "off")] = None
-    """Address on which the main rank answers Prometheus while it trains, such as 0.0.0.0:8005."""
+    """Address on which the main rank answers Prometheus while it trains, such as 0.0.0.0:8007."""
     export: bool = True
     """Publish the trained model in the model repository."""
     model_repository: Path = Path("models")
@@ -192,7 +192,7 @@ class TrainConfig:
             return
         host, _, port = self.metrics_address.rpartition(":")
         if not host or not port.isdecimal() or not int(port) < 65536:
-            raise ConfigError(f"--metrics-address {self.metrics_address}: must be HOST:PORT, such as 0.0.0.0:8005")
+            raise ConfigError(f"--metrics-address {self.metrics_address}: must be HOST:PORT, such as 0.0.0.0:8007")
 
     def _check_augmentation(self) -> None:
         limits = {
@@ -211,10 +211,11 @@ class TrainConfig:
             option = option_of_field(name)
             if option is None and hasattr(self, name):
                 raise ConfigError(f"--set {name}={values[name]}: this is an option, {flag_of(name)} {values[name]}")
-            if option is not None and getattr(self, option) is not None:
-                raise ConfigError(
-                    f"{flag_of(option)} {getattr(self, option)} and --set {name}={values[name]}: give one"
-                )
+            if option is not None and (given := getattr(self, option)) is not None:
+                is_switch = isinstance(given, bool)
+                asked = flag_of(option if given or not is_switch else f"no_{option}")
+                value = "" if is_switch else f" {given}"
+                raise ConfigError(f"{asked}{value} and --set {name}={values[name]}: give one")
         return values
 
     def options_of_result(self) -> dict[str, str]:

@@ -67,8 +67,8 @@ def test_prometheus_asks_the_port_that_the_trainer_opens(name: str) -> None:
     (port,) = find(objects, "NetworkPolicy/trainer-metrics")["spec"]["ingress"][0]["ports"]
     assert endpoint["port"] == port["port"] == "metrics"
     text = json.dumps(objects)
-    assert "--metrics-address=0.0.0.0:8005" in text
-    assert '{"containerPort": 8005, "name": "metrics"}' in text
+    assert "--metrics-address=0.0.0.0:8007" in text
+    assert '{"containerPort": 8007, "name": "metrics"}' in text
 
 
 def test_alerts_fire_when_they_should(promtool: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_an_alert_of_release_0_1_is_caught(old: str, new: str, alert: str, promt
 
 def test_the_dashboard_opens_outside_a_cluster(promtool: Path, tmp_path: Path) -> None:
     """Each query finds a run whose series have no labels of Kubernetes, while every variable is at its default."""
-    series = [{"series": f'{name}{{run="mnist",instance="localhost:8005"}}', "values": "1+1x60"} for name in NAMES]
+    series = [{"series": f'{name}{{run="mnist",instance="localhost:8007"}}', "values": "1+1x60"} for name in NAMES]
     texts = [re.sub(r"\$(namespace|run)", ".*", query) for query in queries()]
     expected = [{"labels": "{}", "value": 1}]
     checks = [{"expr": f"count({text}) > bool 0", "eval_time": "10m", "exp_samples": expected} for text in texts]

@@ -111,7 +111,7 @@ def test_a_folder_is_named_for_every_working_directory(spelling: str) -> None:
         (TrainConfig(scale=1), "--scale 1: must be 0 to 0.9"),
         (TrainConfig(lr_scale=float("nan")), "--lr-scale nan"),
         (TrainConfig(hang_timeout_s=-1.0), "--hang-timeout-s -1"),
-        (TrainConfig(metrics_address="8005"), "--metrics-address 8005: must be HOST:PORT"),
+        (TrainConfig(metrics_address="8007"), "--metrics-address 8007: must be HOST:PORT"),
         (TrainConfig(recipe="cifar"), "did you mean cifar10"),
         (TrainConfig(recipe="MNIST"), "did you mean mnist"),
         (TrainConfig(virtual_shards=4, gradient_reduction="ddp"), "a fixed order, which DDP does not keep"),
