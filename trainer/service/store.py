@@ -27,10 +27,8 @@ from trainer.service.jobs import (
     JobState,
     Stop,
 )
-from trainer.service.tables import connect, events, identities, jobs, leases
+from trainer.service.tables import CONTROLLER, connect, events, identities, jobs, leases
 
-CONTROLLER = "controller"
-"""The name of the only lease: that of the controller that leads."""
 MAX_REASON = 1000
 """Characters of a reason, which may come from a program's output."""
 MAX_HISTORY = 100
@@ -316,12 +314,8 @@ class JobStore:
     def acquire_lease(self, holder: str, duration_s: float) -> Lease | None:
         """Takes a lease that is free or has expired, or extends the holder's own; returns None if another holds it."""
         with self._transaction() as connection:
-            now = self._now(connection)
-            row = connection.execute(sa.select(leases).where(leases.c.name == CONTROLLER).with_for_update()).first()
-            if row is None:
-                first = {"name": CONTROLLER, "holder": holder, "token": 1, "expires_at": now + duration_s}
-                connection.execute(leases.insert().values(first))
-                return Lease(holder, 1)
+            row = connection.execute(sa.select(leases).where(leases.c.name == CONTROLLER).with_for_update()).one()
+            now = self._now(connection)  # behind the lock: an earlier time would look like a clock that was put back
             if row.holder != holder and now < row.expires_at <= now + duration_s:  # else the clock was put back
                 return None
             token = row.token + (row.holder != holder)
@@ -332,7 +326,7 @@ class JobStore:
     def lease_end(self) -> float:
         """Returns when the lease ends if nobody extends it; 0 if it is free. It grows with each pass that begins."""
         with self._reads() as connection:
-            return connection.scalar(sa.select(leases.c.expires_at).where(leases.c.name == CONTROLLER)) or 0.0
+            return float(connection.scalars(sa.select(leases.c.expires_at).where(leases.c.name == CONTROLLER)).one())
 
     def release_lease(self, lease: Lease) -> None:
         """Ends a lease before its time, if it still holds."""

@@ -19,6 +19,8 @@ from trainer.errors import ConfigError
 SCHEMA_VERSION = 1
 CREATION_LOCK = 0x636F6E766F79
 """PostgreSQL's number of the lock under which the tables are created: "convoy" in ASCII."""
+CONTROLLER = "controller"
+"""The name of the only lease: that of the controller that leads."""
 BUSY_TIMEOUT_S = 30
 """Longest wait of a write for another process's."""
 _POSTGRES_TIMEOUTS = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
@@ -104,10 +106,14 @@ def connect(url: str) -> sa.Engine:
             if found is None:
                 new = {"schema_version": SCHEMA_VERSION, "identity": uuid.uuid4().hex[:12]}
                 connection.execute(identities.insert().values(new))
+            if connection.scalar(sa.select(leases.c.name)) is None:
+                free = {"name": CONTROLLER, "holder": "", "token": 0, "expires_at": 0.0}
+                connection.execute(leases.insert().values(free))
     except ModuleNotFoundError as error:
         raise ConfigError(f"--store {_shown(address)} needs {error.name}: {how_to_install('postgres')}") from error
     except (sa.exc.SQLAlchemyError, OSError) as error:
-        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        reason = error.strerror if isinstance(error, OSError) else getattr(error, "orig", None)
+        cause = str(reason or error).strip().splitlines()[0]
         raise ConfigError(f"the store {_shown(address)} cannot be opened: {cause}") from error
     if found is not None and found > SCHEMA_VERSION:
         raise ConfigError(f"a newer version of Convoy made the store {_shown(address)}: use that version")

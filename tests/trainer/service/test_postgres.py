@@ -23,7 +23,7 @@ from tests.trainer.service.test_store import (  # noqa: F401 (run here with this
     test_every_state_that_may_follow_does_and_no_other,
     test_jobs_are_found_by_page_owner_and_state,
     test_others_jobs_do_not_exist,
-    test_services_that_create_one_new_store_at_once_agree_on_it,
+    test_services_that_create_one_new_store_at_once_agree_on_it_and_one_leads,
     test_the_lease_has_one_holder_until_it_ends_or_is_given_up,
     test_the_queue_is_in_the_order_of_priorities_and_numbers,
     test_threads_that_submit_one_key_get_one_job,

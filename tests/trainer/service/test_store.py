@@ -253,13 +253,15 @@ def test_a_pause_ends_whatever_the_clock_does(
     assert bool(store.queued(store.now())) is (pause_s is None)
 
 
-def test_services_that_create_one_new_store_at_once_agree_on_it(url: str) -> None:
+def test_services_that_create_one_new_store_at_once_agree_on_it_and_one_leads(url: str) -> None:
     together = threading.Barrier(6)
 
-    def create(_: int) -> str:
+    def create(number: int) -> tuple[str, bool]:
         together.wait()
         with JobStore(url) as opened:
-            return opened.identity
+            together.wait()
+            return opened.identity, opened.acquire_lease(f"service {number}", 60.0) is not None
 
     with ThreadPoolExecutor(6) as pool:
-        assert len(set(pool.map(create, range(6)))) == 1
+        identities, leads = zip(*pool.map(create, range(6)), strict=True)
+    assert (len(set(identities)), sum(leads)) == (1, 1)
