@@ -222,7 +222,9 @@ class Operations:
         """
         while True:
             try:
-                job, found = self.get(number), self._store.events(number, after=after)
+                job = self.get(number)
+                # None that came later: the job may have ended, and been retried since.
+                found = [event for event in self._store.events(number, after=after) if event.number < job.next_event]
             except StoreError:
                 wait_for_answer(partial(self.get, number), StoreError, self._tell)
                 continue

@@ -56,7 +56,8 @@ class Watches:
         try:
             while True:
                 changed, job = watched.changed, watched.job
-                found = await self._after(watched, after)
+                # None that came later: the job may have ended, and been retried since.
+                found = [event for event in await self._after(watched, after) if event.number < job.next_event]
                 for event in found:
                     after = event.number
                     yield event

@@ -51,7 +51,7 @@ def test_followers_wait_for_a_store_that_is_away_and_go_on_where_they_were(
 ) -> None:
     monkeypatch.setattr("trainer.service.patience.ASK_EVERY_S", 0.05)
     told: list[str] = []
-    operations = Operations(store, controller, controller.make_pass, tell=told.append)
+    operations = Operations(store, controller, controller.make_pass, controller.make_pass, told.append)
     code = "for i in range(30): print(i, flush=True); time.sleep(0.05)\n(run / 'result.json').write_text('{}')"
     job = operations.submit(script(code), owner="ada")
     with ThreadPoolExecutor(2) as pool:
