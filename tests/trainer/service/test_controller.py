@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,23 @@ def test_a_job_that_runs_on_another_host_is_not_started_here(
     assert (lost.state, "has no files of it" in lost.reason) == (JobState.LOST, True)
     controller.engine("script").stop(running, Stop.KILL)
     assert (tmp_path / "runs" / str(job.id) / "starts").read_text() == "x"
+
+
+def test_a_job_whose_files_somebody_has_deleted_goes_on_and_can_be_cancelled(
+    store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    job, _ = store.add(script("open(run / 'starts', 'a').write('x')\n" + SAVES, max_retries=1), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    run = tmp_path / "runs" / str(job.id)
+    wait_for(run / "ready")
+    shutil.rmtree(tmp_path / store.identity / "jobs" / str(job.id))
+    for _ in range(3):
+        assert controller.make_pass()
+    running = store.get(job.id)
+    assert (running.state, "somebody has deleted its files" in running.reason) == (JobState.RUNNING, True)
+    store.request_stop(running, Stop.SAVE)
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.CANCELLED
+    assert ((run / "starts").read_text(), (run / "saved").exists()) == ("x", True)
 
 
 def test_a_damaged_exit_code_is_a_lost_job(

@@ -106,6 +106,8 @@ class LocalEngine(AttemptFolders):
         if is_alive:
             reason = _read(folder / "waits")
             return Status(Phase.RUNNING if has_begun and not reason else Phase.STARTING, reason=reason)
+        if not has_begun and self._runner(job) is not None:
+            return Status(Phase.RUNNING, reason=f"somebody has deleted its files in {folder}; it goes on")
         if not has_begun and job.state in (JobState.RUNNING, JobState.SAVING):
             reason = f"{socket.gethostname()} has no files of it: another host runs it, or somebody deleted them"
             return Status(Phase.GONE, reason=reason)
@@ -114,7 +116,7 @@ class LocalEngine(AttemptFolders):
     def stop(self, job: Job, stop: Stop) -> None:
         if stop is Stop.NONE:
             return
-        process = read_json(self._attempt(job) / "process.json")
+        process = self._runner(job)
         if process is None:
             with self._unless_begun(job) as lock:
                 if lock is not None:
@@ -133,6 +135,11 @@ class LocalEngine(AttemptFolders):
             # Somebody has killed the runner; the kernel has sent its child SIGTERM, to which that may not listen.
             if stop is Stop.KILL and _is_locked(self._attempt(job) / "lock"):
                 local_runner.kill_session(int(process["session"]))
+
+    def _runner(self, job: Job) -> dict[str, Any] | None:
+        """Returns the attempt's runner as it has noted itself, or, if its files are gone, as the system knows it."""
+        folder = self._attempt(job)
+        return read_json(folder / "process.json") or local_runner.find(folder)
 
     @contextmanager
     def _unless_begun(self, job: Job) -> Iterator[int | None]:

@@ -52,7 +52,6 @@ def main(folder: Path, lock: int) -> None:
 def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
     """Runs the attempt in `folder` to its end."""
     _call_prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphaned ranks become children of this process
-    here = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "session": os.getsid(0)}
     child: subprocess.Popen[bytes] | None = None
     asked: list[int] = []
 
@@ -68,7 +67,7 @@ def run(folder: Path, lock: int, command: dict[str, Any]) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _reserve(folder / "exit.json")
-    _write(folder / "process.json", here)
+    _write(folder / "process.json", _identity(os.getpid()))
     held = _hold(command["gpus"], folder / "waits", asked)
     if asked:
         _end(folder, -asked[0], held)
@@ -124,7 +123,8 @@ def _end(folder: Path, code: int, held: Sequence[socket.socket]) -> None:
     """Frees the GPUs, and then writes the exit code, after which the next job may start."""
     for name in held:
         name.close()
-    _fill(folder / "exit.json", {"code": code, "time": time.time()})
+    with suppress(FileNotFoundError):  # somebody has deleted the folder
+        _fill(folder / "exit.json", {"code": code, "time": time.time()})
 
 
 def _hold(gpus: Sequence[str], waits: Path, asked: Sequence[int]) -> list[socket.socket]:
@@ -161,6 +161,20 @@ def start_time(pid: int) -> int:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
+
+
+def find(folder: Path) -> dict[str, Any] | None:
+    """Returns the runner of the attempt in a folder, which may be gone, as `process.json` has it, or None."""
+    arguments = b"\0%b\0%b\0" % (__file__.encode(), os.fsencode(folder))
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if arguments in path.read_bytes():
+                return _identity(int(path.parent.name))
+    return None
+
+
+def _identity(pid: int) -> dict[str, Any]:
+    return {"pid": pid, "start_time": start_time(pid), "session": os.getsid(pid)}
 
 
 def _prepare(command: dict[str, Any]) -> None:
