@@ -41,7 +41,6 @@ def test_ctrl_c_during_imports_is_quiet(command: list[str], tmp_path: Path) -> N
     [
         (["serving", "--model-repository", "models"], 0),
         (["trainer.launch", "-m", "trainer.main"], 143),
-        (["trainer.main", "--recipe", "mnist"], 143),
         (["trainer.service"], 143),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
