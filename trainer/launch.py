@@ -10,6 +10,7 @@ Differences from torchrun:
 - It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
 - In an elastic run whose hosts have `PET_NODE_RANK`, host 0 has the rendezvous. torchrun compares names, and fails
   where a host's own name resolves late.
+- Ranks that are all on one host need no name of it that resolves.
 - It removes the temporary folder in which torchrun keeps the ranks' errors; one with the ranks' output stays.
 - In every round of an elastic run, the host of rank 0 publishes the address of the store. torchrun publishes it in the
   first round only, so that a host that joins later never finds it, and after a minute all hosts give up (torch 2.15).
@@ -34,7 +35,7 @@ from trainer.ranks.waiting import announced, name_numbers
 from trainer.signals import handled_signals
 
 if __name__ == "__main__":
-    exit_on_ctrl_c()  # importing torch takes seconds
+    exit_on_ctrl_c()  # importing torch takes seconds, in which SIGTERM must end a container, too
     # Below this level torch, which reads the variable once, prints lost connections as C++ stacks. Not for the ranks.
     cpp_log_level = os.environ.get("TORCH_CPP_LOG_LEVEL")
     os.environ["TORCH_CPP_LOG_LEVEL"] = cpp_log_level or "FATAL"
@@ -87,7 +88,8 @@ def main(arguments: Sequence[str]) -> NoReturn:
         print(warning, file=sys.stderr, flush=True)
     pass_on_signals(args)
     choose_store_host(args)
-    # Without a handler the kernel hides SIGTERM from the first process of a container; torchrun sets one later.
+    choose_own_address(args)
+    # torchrun sets a handler later.
     signal.signal(signal.SIGTERM, exit_immediately)
     try:
         if barrier:
@@ -177,6 +179,15 @@ def choose_store_host(args: argparse.Namespace) -> None:
     args.node_rank = 0  # torchrun has no use for another one, and would warn
     if "is_host" not in args.rdzv_conf:
         args.rdzv_conf = ",".join(filter(None, (args.rdzv_conf, f"is_host={int(node_rank == '0')}")))
+
+
+def choose_own_address(args: argparse.Namespace) -> None:
+    """Makes ranks that are all on this host meet at its loopback address.
+
+    torchrun takes the host's name, and waits without a word for half an hour where that does not resolve.
+    """
+    if is_alone(args):
+        args.local_addr = args.local_addr or "127.0.0.1"
 
 
 def find_host_barrier(args: argparse.Namespace) -> HostBarrier | None:

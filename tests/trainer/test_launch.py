@@ -22,6 +22,7 @@ from trainer.launch import (
     HostBarrier,
     OptionError,
     announce_every_store,
+    choose_own_address,
     choose_store_host,
     find_host_barrier,
     main,
@@ -115,6 +116,20 @@ def test_nohup_holds_and_the_users_own_choice_of_signals(monkeypatch: pytest.Mon
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        (["--standalone"], "127.0.0.1"),
+        (["--nnodes=1", "--rdzv-backend=c10d", "--local-addr=10.0.0.1"], "10.0.0.1"),
+        (["--nnodes=1:2", "--rdzv-backend=c10d"], None),
+    ],
+)
+def test_ranks_of_one_host_need_no_name_that_resolves(options: list[str], address: str | None) -> None:
+    args = parse_options([*options, "script.py"])
+    choose_own_address(args)
+    assert args.local_addr == address
+
+
 def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     options = ["--nnodes=2", "--node-rank=1", "--master-addr=127.0.0.1", "--master-port=1"]
     done = launch(*options, "--rdzv-conf=timeout=1", script=script(tmp_path, "pass\n"))
@@ -122,7 +137,7 @@ def test_hosts_that_do_not_meet_are_one_line(tmp_path: Path) -> None:
     assert re.fullmatch("error: the hosts did not meet: .*\n", done.stderr)
 
 
-# Without a handler the code would be negative, and the first process of a container would ignore SIGTERM.
+# Without a handler the code would be negative.
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_signal_among_hosts_that_wait_is_quiet(tmp_path: Path, node: int, number: signal.Signals) -> None:
