@@ -152,13 +152,9 @@ def _check_ledger(path: Path, runs: list[_ComparedRun]) -> None:
     for run in sorted(runs, key=lambda run: run.result.num_test_looks or 0):
         most[run.result.dataset_sha256, run.result.test_sha256] = run
     for test_set, run in most.items():
-        held, counted = len(Ledger(path).entries(*test_set)), run.result.num_test_looks or 0
-        if held < counted:
-            raise ConfigError(
-                f"{path} holds {held} evaluation{'s' if held != 1 else ''} on this test set, but {run.folder.path} "
-                f"counted {counted}: entries are missing; restore the ledger, or append the one that the run was "
-                "recorded in"
-            )
+        counted = run.result.num_test_looks or 0
+        if missing := Ledger(path).describe_missing(*test_set, run.folder.path, counted):
+            raise ConfigError(missing)
 
 
 def _all_accuracies(setting: str, members: list[_ComparedRun]) -> dict[str, _Accuracies]:

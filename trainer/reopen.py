@@ -62,6 +62,10 @@ def evaluate_run(config: EvaluateConfig) -> None:
         if recorded is not None:  # on the main rank
             accuracy = recorded.describe(ledger.path, views=views, recall_by_class=recall_by_class)
             progress.log(f"test accuracy {accuracy}{', recorded earlier' if recorded.is_repeated else ''}")
+            counted = (result.num_test_looks if result is not None else None) or 0
+            entry = recorded.entry
+            if missing := ledger.describe_missing(entry.dataset_sha256, entry.test_sha256, run.folder.path, counted):
+                progress.log(f"warning: {missing}")
 
 
 def export_run(config: ExportConfig) -> None:

@@ -5,7 +5,7 @@ An accuracy on a test set estimates the accuracy on new images only while nothin
 configuration, time and result. A second evaluation of the same weights shows nothing new and is not counted.
 
 The file is append-only JSON lines. Each line carries the SHA-256 of its entry, so that a changed line is an error.
-A removed line leaves no trace here; `trainer.compare` notices where a run knew more evaluations than the ledger holds.
+A removed line leaves no trace here; `describe_missing` tells where a run knew more evaluations than the ledger holds.
 Ledgers of several machines merge by concatenation, in any order: entries are sorted by time, duplicates count once.
 
 The images of a test set identify it, as the network gets them, in any order: other training images, other names of
@@ -94,6 +94,16 @@ class Ledger:
             lines = enumerate(read_lines(self.path), start=1)
         entries = [_parse(line, f"{self.path}, line {number},") for number, line in lines if line.strip()]
         return sorted(entries, key=lambda entry: entry.time or "")
+
+    def describe_missing(self, dataset_sha256: str, test_sha256: str | None, run: Path, counted: int) -> str:
+        """Returns text for the user if the ledger lacks evaluations on a test set that a run counted, else ""."""
+        held = len(self.entries(dataset_sha256, test_sha256))
+        if held >= counted:
+            return ""
+        return (
+            f"{self.path} holds {held} evaluation{'s' if held != 1 else ''} on this test set, but {run} counted "
+            f"{counted}: entries are missing; restore the ledger, or append the one that the run was recorded in"
+        )
 
     def of_setting(self, setting_sha256: str) -> list[LedgerEntry]:
         """Returns all evaluations of a setting (a configuration without its seed), oldest first, each of other weights.

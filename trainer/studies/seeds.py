@@ -5,6 +5,7 @@ them, together with the runs of the same setting that were evaluated outside the
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -79,11 +80,24 @@ def study_seeds(config: SeedsConfig) -> None:
         with StudyFolder.open("seeds", config, config.run_dir, world) as folder, explain_interruption(folder):
             known = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/config.json")]
             check_known(context, [Trial(recipe, trial.fingerprint.seed, trial.path) for trial in known])
+            if world.is_main:
+                _warn_of_missing_evaluations(known, progress.log)
             _train_all(seeds[world.rank :: world.size], config.stack, recipe, context, folder)
             wait_for_trials(world, [_trial_path(folder, seed) for seed in seeds], _is_done)
             if world.is_main:
                 results = _collect_results(folder)
                 print(f"report: {write_page(folder, make_page(recipe, results))}")
+
+
+def _warn_of_missing_evaluations(trials: list[RunFolder], log: Callable[[str], None]) -> None:
+    """Logs a line if the ledger lacks evaluations that the trials counted, as after a move of the study's folder."""
+    results = [(trial, result) for trial in trials if (result := trial.result()) is not None]
+    for trial, result in sorted(results, key=lambda each: each[1].num_test_looks or 0)[-1:]:
+        missing = Ledger(trial.ledger_path).describe_missing(
+            result.dataset_sha256, result.test_sha256, trial.path, result.num_test_looks or 0
+        )
+        if missing:
+            log(f"warning: {missing}")
 
 
 def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContext, folder: StudyFolder) -> None:

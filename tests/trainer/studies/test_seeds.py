@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,17 @@ def test_all_seeds_are_trained_evaluated_and_shown(
     with pytest.raises(ConfigError, match="seed-3 is of another run: its dataset_sha256"):
         study_seeds(config)
     (folder / "seed-3/config.json").write_text(known)
+    # A study that was moved without the ledger says so.
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(folder, elsewhere / "study")
+    capsys.readouterr()
+    study_seeds(replace(config, run_dir=elsewhere / "study"))
+    missing = (
+        f"{elsewhere / 'ledger.jsonl'} holds 0 evaluations on this test set, but {elsewhere / 'study'}/seed-3 counted 4"
+    )
+    assert (
+        capsys.readouterr().out.count(f"warning: {missing}: entries are missing; restore the ledger, or append ") == 1
+    )
     # Another study of the same setting counts all evaluations of the workspace, too.
     other = tmp_path / "runs" / "other"
     study_seeds(replace(config, runs=1, first_seed=100, run_dir=other))
