@@ -172,7 +172,11 @@ class RunFolder:
     def ledger_path(self) -> Path:
         """The workspace's ledger, in the folder of the run folders and studies; a study's runs are one level deeper."""
         workspace = self.path.absolute().parent
-        return (workspace.parent if (workspace / STUDY_FILE).exists() else workspace) / LEDGER_FILE
+        return (workspace.parent if self._is_in_study else workspace) / LEDGER_FILE
+
+    @property
+    def _is_in_study(self) -> bool:
+        return (self.path.absolute().parent / STUDY_FILE).exists()
 
     @property
     def origin(self) -> Origin:
@@ -217,9 +221,12 @@ class RunFolder:
         differences = known.fingerprint.differences(self.fingerprint)
         for name, theirs, ours in sorted(differences, key=_is_consequence):
             if name == "recipe.precision":
+                remedy = _TO_KEEP_PRECISION[theirs]
+                if self._is_in_study:  # which is continued with the same options only
+                    remedy = "continue the study on the same kind of machine, or choose another --run-dir"
                 raise ConfigError(
                     f"--run-dir {self.path}: this run computes in {theirs}, and this command, on this hardware, would "
-                    f"compute in {ours}: {_TO_KEEP_PRECISION[theirs]}"
+                    f"compute in {ours}: {remedy}"
                 )
             if name == "gradients":
                 remedy = "with" if theirs else "without"
@@ -254,8 +261,9 @@ def in_use(folder: Path, world: World, log: Callable[[str], None]) -> Iterator[N
     is_in_use = f"{folder} is in use by another process"
     with ExitStack() as stack:
         if world.is_main:
-            try:
+            with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
+            try:
                 waiting = f"{is_in_use}: waiting up to {LOCK_TIMEOUT_S:.0f} s for it to leave"
                 stack.enter_context(locked(folder / LOCK_FILE, log, waiting, timeout_s=LOCK_TIMEOUT_S))
             except TimeoutError:

@@ -15,7 +15,7 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Precision, Recipe
-from trainer.records.run_folder import RunFolder, in_use
+from trainer.records.run_folder import STUDY_FILE, RunFolder, in_use
 from trainer.studies.folder import StudyFolder
 from trainer.studies.sweep import SweepConfig
 
@@ -127,6 +127,11 @@ def test_a_run_does_not_change_its_precision_on_another_machine(
         ConfigError, match=f"computes in {begun}, and this command, .*, would compute in {here}: .*{remedy}"
     ):
         enter(config, replace(RECIPE, precision=here), mini, ALONE)
+    (tmp_path / STUDY_FILE).touch()  # a study has no --precision
+    with pytest.raises(
+        ConfigError, match=r"continue the study on the same kind of machine, or choose another --run-dir$"
+    ):
+        enter(config, replace(RECIPE, precision=here), mini, ALONE)
 
 
 def test_a_run_keeps_the_rounding_of_its_gradients(mini: Dataset, tmp_path: Path) -> None:
@@ -208,8 +213,14 @@ def test_damaged_files_are_named(mini: Dataset, tmp_path: Path) -> None:
         RunFolder.read(folder.path)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         enter(config, RECIPE, mini, ALONE)
-    with pytest.raises(ConfigError, match="holds no run"):
-        RunFolder.read(tmp_path / "nowhere")
+    for path, what in (("nowhere", "does not exist"), ("run/config.json", "is a file"), ("", "holds no run")):
+        with pytest.raises(ConfigError, match=f"{what}: a run's folder has a config.json"):
+            RunFolder.read(tmp_path / path)
+    with (
+        pytest.raises(CheckpointError, match=r"cannot write .*config\.json: a file is there"),
+        in_use(folder.config_path, ALONE, print),
+    ):
+        pass
 
 
 def test_the_settings_are_kept_once_and_know_the_models_name(mini: Dataset, tmp_path: Path) -> None:
