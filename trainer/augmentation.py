@@ -84,10 +84,11 @@ class Augment:
     """Largest share of an image that is erased; the smallest is 0.02."""
     mixup: float = 0.0
     """Alpha of mixup (arXiv 1710.09412), such as 0.2: images and labels are blended in pairs, with a weight from
-    Beta(alpha, alpha). 0: no mixup."""
+    Beta(alpha, alpha). 0: no mixup. Without --virtual-shards, the pairs depend on the number of ranks."""
     cutmix: float = 0.0
     """Alpha of CutMix (arXiv 1905.04899), such as 1: a rectangle of an image comes from another one, and the label in
-    proportion, with areas from Beta(alpha, alpha). 0: no CutMix. With mixup, each image gets one of them at random."""
+    proportion, with areas from Beta(alpha, alpha). 0: no CutMix. With mixup, each image gets one of them at random. The
+    pairs are mixup's."""
     mix_share: float = 1.0
     """Share of the images to which mixup or CutMix, where they are on, applies."""
 
