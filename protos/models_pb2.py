@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x13protos/models.proto\x12\rconvoy.models\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.convoy.models.ModelState\"/\n\x0ePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"0\n\x0fRollBackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"+\n\nPinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1c\n\x0cUnpinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xaa\x01\n\nModelState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x03\x12\x10\n\x08promoted\x18\x03 \x01(\x03\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\t\x12\x0c\n\x04time\x18\x06 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x07 \x01(\x03\x12-\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.convoy.models.VersionState\">\n\x0cVersionState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xeb\x02\n\x0cModelControl\x12Q\n\nListModels\x12 .convoy.models.ListModelsRequest\x1a!.convoy.models.ListModelsResponse\x12\x43\n\x07Promote\x12\x1d.convoy.models.PromoteRequest\x1a\x19.convoy.models.ModelState\x12\x45\n\x08RollBack\x12\x1e.convoy.models.RollBackRequest\x1a\x19.convoy.models.ModelState\x12;\n\x03Pin\x12\x19.convoy.models.PinRequest\x1a\x19.convoy.models.ModelState\x12?\n\x05Unpin\x12\x1b.convoy.models.UnpinRequest\x1a\x19.convoy.models.ModelStateb\x06proto3')
+DESCRIPTOR = _POOL.AddSerializedFile(b'\n\x13protos/models.proto\x12\rconvoy.models\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"?\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.convoy.models.ModelState\"/\n\x0ePromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"0\n\x0fRollBackRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"+\n\nPinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x1c\n\x0cUnpinRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xba\x01\n\nModelState\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x03\x12\x10\n\x08promoted\x18\x03 \x01(\x03\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\t\x12\x0c\n\x04time\x18\x06 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x07 \x01(\x03\x12-\n\x08versions\x18\x08 \x03(\x0b\x32\x1b.convoy.models.VersionState\x12\x0e\n\x06reason\x18\t \x01(\t\">\n\x0cVersionState\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xeb\x02\n\x0cModelControl\x12Q\n\nListModels\x12 .convoy.models.ListModelsRequest\x1a!.convoy.models.ListModelsResponse\x12\x43\n\x07Promote\x12\x1d.convoy.models.PromoteRequest\x1a\x19.convoy.models.ModelState\x12\x45\n\x08RollBack\x12\x1e.convoy.models.RollBackRequest\x1a\x19.convoy.models.ModelState\x12;\n\x03Pin\x12\x19.convoy.models.PinRequest\x1a\x19.convoy.models.ModelState\x12?\n\x05Unpin\x12\x1b.convoy.models.UnpinRequest\x1a\x19.convoy.models.ModelStateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,9 +44,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNPINREQUEST']._serialized_start=282
   _globals['_UNPINREQUEST']._serialized_end=310
   _globals['_MODELSTATE']._serialized_start=313
-  _globals['_MODELSTATE']._serialized_end=483
-  _globals['_VERSIONSTATE']._serialized_start=485
-  _globals['_VERSIONSTATE']._serialized_end=547
-  _globals['_MODELCONTROL']._serialized_start=550
-  _globals['_MODELCONTROL']._serialized_end=913
+  _globals['_MODELSTATE']._serialized_end=499
+  _globals['_VERSIONSTATE']._serialized_start=501
+  _globals['_VERSIONSTATE']._serialized_end=563
+  _globals['_MODELCONTROL']._serialized_start=566
+  _globals['_MODELCONTROL']._serialized_end=929
 # @@protoc_insertion_point(module_scope)

@@ -49,7 +49,7 @@ class UnpinRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class ModelState(_message.Message):
-    __slots__ = ("name", "serving", "promoted", "pinned", "choice", "time", "before", "versions")
+    __slots__ = ("name", "serving", "promoted", "pinned", "choice", "time", "before", "versions", "reason")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SERVING_FIELD_NUMBER: _ClassVar[int]
     PROMOTED_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +58,7 @@ class ModelState(_message.Message):
     TIME_FIELD_NUMBER: _ClassVar[int]
     BEFORE_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     name: str
     serving: int
     promoted: int
@@ -66,7 +67,8 @@ class ModelState(_message.Message):
     time: str
     before: int
     versions: _containers.RepeatedCompositeFieldContainer[VersionState]
-    def __init__(self, name: _Optional[str] = ..., serving: _Optional[int] = ..., promoted: _Optional[int] = ..., pinned: _Optional[bool] = ..., choice: _Optional[str] = ..., time: _Optional[str] = ..., before: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[VersionState, _Mapping]]] = ...) -> None: ...
+    reason: str
+    def __init__(self, name: _Optional[str] = ..., serving: _Optional[int] = ..., promoted: _Optional[int] = ..., pinned: _Optional[bool] = ..., choice: _Optional[str] = ..., time: _Optional[str] = ..., before: _Optional[int] = ..., versions: _Optional[_Iterable[_Union[VersionState, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class VersionState(_message.Message):
     __slots__ = ("version", "state", "reason")

@@ -109,7 +109,8 @@ def _run(verb: str, config: Any) -> int:
         for state in states:
             print(json.dumps(MessageToDict(state, preserving_proto_field_name=True)), flush=True)
     elif verb == "list":
-        show_table(("model", "serves", "versions", "choice", "rollback to"), [_row(state) for state in states])
+        header = ("model", "serves", "versions", "choice", "rollback to", "reason")
+        show_table(header, [_row(state) for state in states])
     else:
         _show(states[0])
     return 0
@@ -176,11 +177,21 @@ def _in_folder(where: WhereConfig, verb: str, name: str, version: int) -> list[M
 
 def _row(state: ModelState) -> tuple[str, ...]:
     versions = ", ".join(str(version.version) for version in state.versions)
-    return (state.name, str(state.serving or "-"), versions, state.choice, str(state.before or "-"))
+    return (state.name, str(state.serving or "-"), versions, state.choice, str(state.before or "-"), _reason(state))
+
+
+def _reason(state: ModelState) -> str:
+    """Returns why the model cannot be read, or else why the newest version does not serve, if none does."""
+    reason: str = state.reason
+    if not reason and not state.serving and state.versions:
+        reason = state.versions[-1].reason
+    return reason
 
 
 def _show(state: ModelState) -> None:
     serves = f"serves version {state.serving}" if state.serving else "serves no version"
+    if not state.versions and state.reason:
+        serves += f": {state.reason}"
     choice = f"; {state.choice}, {state.time}" if state.choice else ""
     back = f"; rollback goes to version {state.before}" if state.before else ""
     print(f"{state.name} {serves}{choice}{back}")

@@ -19,18 +19,26 @@ class RepositoryFolder:
     Args:
         on_change: called when `unreadable` has changed.
         mirror: keeps the folder as a copy of a remote repository; None if it is none.
+        serving: returns the version of a model that serves; None if that is unknown.
 
     Attributes:
         place: the folder, or the address of what it is a copy of.
         unreadable: why the last scan could not read the folder, or what it is a copy of; empty if it could.
     """
 
-    def __init__(self, path: Path, on_change: Callable[[], None], mirror: Mirror | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_change: Callable[[], None],
+        mirror: Mirror | None = None,
+        serving: Callable[[str], int | None] = lambda name: None,
+    ) -> None:
         self.path = path
         self.place = str(path) if mirror is None else mirror.address
         self.unreadable = ""
         self._on_change = on_change
         self._mirror = mirror
+        self._serving = serving
         self._device: int | None = None
         """The file system that models were on. A mount that is lost leaves an empty folder of another one."""
 
@@ -68,16 +76,17 @@ class RepositoryFolder:
         if self._mirror is not None:
             self._note(self.fetch())
 
-    def fetch(self, name: str = "", version: int = 0, serving: int | None = None) -> str:
+    def fetch(self, name: str = "", version: int = 0, failed: int | None = None) -> str:
         """Fetches what has changed in the remote repository. Returns why that failed; empty if it did not.
 
         Args:
-            name, version, serving: as of `Mirror.sync`.
+            name, version: as of `Mirror.sync`.
+            failed: a version of the model that does not load, so that a roll-back needs the one before it.
         """
         if self._mirror is None:
             return ""
         try:
-            self._mirror.sync(name, version, serving)
+            self._mirror.sync(name, version, lambda model: failed if failed and model == name else self._serving(model))
         except OSError as error:
             return f"the remote repository cannot be read: {describe(error)}"
         return self._mirror.refusal(name, version) if version else ""

@@ -29,8 +29,12 @@ def read_golden(folder: Path) -> dict[str, Array]:
     try:
         if not is_file(folder / GOLDEN_FILE):
             return {}
-        with (folder / GOLDEN_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with (folder / GOLDEN_FILE).open("rb") as file:
+            if not zipfile.is_zipfile(file):  # NumPy would advise to trust it
+                raise LoadError(f"{GOLDEN_FILE} cannot be read: it is no .npz file")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
     except OSError as error:
         raise TransientLoadError(f"{GOLDEN_FILE} cannot be read: {describe(error)}") from error
     except (ValueError, EOFError, zipfile.BadZipFile) as error:

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion, to_bytes
@@ -26,7 +26,7 @@ from serving.models.config import read_config
 from serving.models.files import describe
 from serving.models.manifest import MANIFEST_FILE, read_manifest, verify_digests
 from serving.models.remote import RemoteModel, RemoteRepository, is_address
-from serving.models.scanner import version_number
+from serving.models.scanner import WARMUP_FOLDER, version_number
 from serving.models.slot import Standing
 from serving.models.spec import version_policy
 
@@ -57,13 +57,14 @@ class Mirror:
         """Why a version was not fetched, and the files that this holds for."""
         self._is_first = True
 
-    def sync(self, name: str = "", version: int = 0, serving: int | None = None) -> None:
+    def sync(self, name: str = "", version: int = 0, serving: Callable[[str], int | None] = lambda name: None) -> None:
         """Brings the copy to the state of the address.
 
         Args:
-            name: of a model of which more is known.
-            version: to fetch besides those that its policy selects; 0 for none.
-            serving: the version that serves, from which it may be rolled back: newer ones may not load.
+            name: of a model of which one more version is needed.
+            version: that version; 0 for none.
+            serving: returns the version of a model from which it may be rolled back, which may be older than others
+                that do not load; None for the best one.
 
         Raises:
             OSError: the address or the copy cannot be read or written. What is in the copy stays.
@@ -71,20 +72,21 @@ class Mirror:
         with self._exclusively():
             fetched = self._read_index()
             models = self._remote.list()
-            if not models and fetched:
+            folders = [path for path in self.folder.iterdir() if path.is_dir()]
+            if not models and folders:
                 raise OSError(f"{self.address} holds no models any more")
             for each, model in models.items():
-                known = (version, serving) if each == name else (0, None)
+                extra = version if each == name else 0
                 try:
-                    self._sync_model(each, model, fetched.setdefault(each, {}), *known)
+                    self._sync_model(each, model, fetched.setdefault(each, {}), extra, serving(each))
                     self._said.pop((each, 0), None)
                 except OSError as error:
                     self._say(each, 0, {}, describe(error))
                 self._write_index(fetched)
-            for gone in fetched.keys() - models.keys():
-                self._remove(self.folder / gone)
-                del fetched[gone]
-                logger.info("%s: gone from %s", gone, self.address)
+            for folder in [folder for folder in folders if folder.name not in models]:
+                self._remove(folder)
+                fetched.pop(folder.name, None)
+                logger.info("%s: gone from %s", folder.name, self.address)
             self._write_index(fetched)
             self._is_first = False
 
@@ -112,9 +114,7 @@ class Mirror:
                 (folder / file).parent.mkdir(exist_ok=True, parents=True)
                 self._fetch_file(f"{name}/{file}", folder / file)
                 fetched[file] = tag
-        for file in [file for file in fetched if not _version(file) and file not in model.own]:
-            (folder / file).unlink(missing_ok=True)
-            del fetched[file]
+        self._remove_files(folder, model, fetched)
         usable, tried = model.versions, set[int]()
         while wanted := [version for version in _wanted(folder, usable, extra, serving) if version not in tried]:
             tried.update(wanted)
@@ -124,9 +124,19 @@ class Mirror:
                     self._fetch_version(name, version, files, fetched)
             # Others take the places of those that are damaged.
             usable = {version: files for version, files in usable.items() if not self._is_refused(name, version, files)}
-        for version in {number for file in fetched if (number := _version(file))} - model.versions.keys():
+        for version in {version_number(path.name) for path in folder.iterdir()} - {0} - model.versions.keys():
             self._remove(folder / str(version))
             _forget(fetched, version)
+
+    def _remove_files(self, folder: Path, model: RemoteModel, fetched: Tags) -> None:
+        """Removes files beside the versions that are gone from the address, and what a process left that was killed."""
+        for left in folder.glob(".*"):  # no other process is here now
+            self._remove(left)
+        for file in [*folder.iterdir(), *(folder / WARMUP_FOLDER).rglob("*")]:
+            path = str(file.relative_to(folder))
+            if file.is_file() and path not in model.own:
+                file.unlink()
+                fetched.pop(path, None)
 
     def _fetch_version(self, name: str, version: int, files: Tags, fetched: Tags) -> None:
         """Fetches a version, unless it may still be being uploaded."""
@@ -176,11 +186,13 @@ class Mirror:
         finally:
             staged.unlink(missing_ok=True)
 
-    def _remove(self, folder: Path) -> None:
-        """Removes a folder, which is gone as soon as this begins."""
-        if folder.exists():
-            hidden = folder.with_name(f".removed-{secrets.token_hex(4)}")
-            folder.rename(hidden)
+    def _remove(self, path: Path) -> None:
+        """Removes a file or folder, which is gone as soon as this begins."""
+        if path.is_file():
+            path.unlink()
+        elif path.exists():
+            hidden = path.with_name(f".removed-{secrets.token_hex(4)}")
+            path.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
 
     @contextlib.contextmanager
@@ -245,12 +257,6 @@ def _wanted(folder: Path, versions: Collection[int], extra: int, serving: int | 
     standing = Standing(promotion, tuple(sorted(versions)), folder, policy.versions)
     before = standing.before(serving or next(iter(candidates), None))[:1]
     return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in versions]
-
-
-def _version(file: str) -> int:
-    """Returns the version of which a fetched file is; 0 for a file beside the versions."""
-    folder, has_folder, _ = file.partition("/")
-    return version_number(folder) if has_folder else 0
 
 
 def _of_version(fetched: Tags, version: int) -> Tags:

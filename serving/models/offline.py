@@ -3,7 +3,6 @@
 A running server follows with its next poll, or when it is started again. It does not load a version that is damaged.
 """
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -76,11 +75,11 @@ class OfflineModel:
 
     def state(self) -> ModelState:
         """Returns the model's state in the words of a server. Of what does not load, only damaged files are known."""
-        before = self._before()
+        undamaged = (version for version in self._before() if not _damage(self.folder / str(version)))
         state = ModelState(
             name=self.folder.name,
             serving=self.serving or 0,
-            before=before[0] if before else 0,
+            before=next(undamaged, 0),
             versions=[self._version_state(version) for version in self.present],
         )
         if self.promotion is not None:
@@ -173,7 +172,7 @@ def find_model(repository: Path, name: str) -> OfflineModel:
 
 
 def list_models(repository: Path) -> list[ModelState]:
-    """Returns the states of all models of a repository, and warns of those that are invalid.
+    """Returns the states of all models of a repository, of invalid ones with the reason.
 
     Raises:
         NotFound: there is no such repository.
@@ -193,11 +192,12 @@ def _state(folder: Path) -> ModelState:
     try:
         return OfflineModel.read(folder).state()
     except (InvalidArgument, Unavailable) as error:
-        print(f"warning: {error}", file=sys.stderr)
+        cause = error.__cause__
+        reason = f"its folder cannot be read: {describe(cause)}" if isinstance(cause, OSError) else str(cause)
         try:
             files = scan_model(folder)
         except OSError:
             files = None
         versions = sorted(files.versions) if files is not None else []
-        states = [VersionState(version=version, state="UNAVAILABLE", reason=str(error)) for version in versions]
-        return ModelState(name=folder.name, versions=states)
+        states = [VersionState(version=version, state="UNAVAILABLE", reason=reason) for version in versions]
+        return ModelState(name=folder.name, versions=states, reason=reason)

@@ -37,6 +37,9 @@ _ELSEWHERE = (
 Choose = Callable[[Promotion | None, int, int | None, Collection[int]], Promotion]
 """Takes the choice until now, the version, the one that serves, and all versions. Returns the new choice."""
 
+Choices = Callable[[Standing, int | None], list[tuple[int, Promotion]]]
+"""Takes what there is to choose from, and the version that serves. Returns the possible choices, the best first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Promotions:
@@ -45,15 +48,13 @@ class Promotions:
     Args:
         find: returns a model by its name, or raises a ServingError.
         write: makes a choice durable, in the folder of a model.
-        fetch: brings a version of a remote repository, and the one before that which serves; returns why it cannot.
-        serving: returns the version of a model that requests get which name none; None for none.
+        fetch: brings a version of a remote repository, and the one to roll back to from another; returns why it cannot.
     """
 
     changes: Changes
     find: Callable[[str], ModelVersions]
     write: Callable[[Path, Promotion], None]
     fetch: Callable[[str, int, int | None], str]
-    serving: Callable[[str], int | None]
 
     def promote(self, name: str, version: int, caller: Caller = ANYONE) -> None:
         """Lets a version serve until a newer one is exported.
@@ -94,7 +95,7 @@ class Promotions:
     def _call(
         self,
         name: str,
-        choices: Callable[[Standing, int | None], list[tuple[int, Promotion]]],
+        choices: Choices,
         caller: Caller,
         version: int = 0,
     ) -> None:
@@ -105,16 +106,12 @@ class Promotions:
         """
 
         def change() -> None:
-            if problem := self.fetch(name, version, self.serving(name)):
+            if problem := self.fetch(name, version, None):
                 raise Unavailable(problem)
             versions = self.find(name)
-            serving, ready = versions.view.default, list(versions.ready())
+            ready = list(versions.ready())
             try:
-                standing = versions.read_standing()
-                possible = choices(standing, serving)
-                for target, _ in possible:
-                    _check(name, target, standing)
-                choice = self._prepared(versions, possible, ready)
+                choice = self._prepare(versions, choices)
             except OSError as error:
                 raise Unavailable(f"the folder of model '{name}' cannot be read: {describe(error)}") from error
             except (PromotionError, LoadError) as error:
@@ -124,15 +121,23 @@ class Promotions:
 
         self.changes.call(name, change, caller)
 
-    def _prepared(self, versions: ModelVersions, possible: list[tuple[int, Promotion]], ready: list[int]) -> Promotion:
+    def _prepare(self, versions: ModelVersions, choices: Choices) -> Promotion:
         """Returns the first choice whose version loads; it then serves beside the others."""
-        failures = []
-        for version, choice in possible:
+        serving, ready = versions.view.default, list(versions.ready())
+        failures: dict[int, str] = {}
+        while True:
+            standing = versions.read_standing()
+            left = [choice for choice in choices(standing, serving) if choice[0] not in failures]
+            if not left:
+                versions.unload_prepared(ready)
+                reasons = "; ".join(f"version {version}: {reason}" for version, reason in failures.items())
+                raise Internal(f"nothing has changed for model '{versions.name}': {reasons}")
+            version, promotion = left[0]
+            _check(versions.name, version, standing)
             if not version or not (reason := versions.prepare(version)):
-                return choice
-            failures.append(f"version {version}: {reason}")
-        versions.unload_prepared(ready)
-        raise Internal(f"nothing has changed for model '{versions.name}': {'; '.join(failures)}")
+                return promotion
+            failures[version] = reason
+            self.fetch(versions.name, 0, version)
 
     def _write(self, versions: ModelVersions, choice: Promotion, ready: list[int]) -> None:
         try:

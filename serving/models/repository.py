@@ -7,7 +7,7 @@ Readers see an immutable `RepositorySnapshot`. Each change replaces it in one as
 
 import logging
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
@@ -65,23 +65,18 @@ class Repository:
         self.generation = 0
         """Grows with every change that readers can see."""
         self._path = path
-        self._folder = RepositoryFolder(path, self._publish, mirror)
+        self._folder = RepositoryFolder(path, self._publish, mirror, lambda name: self.standing(name)[0])
         self._settings = settings
         self._mode = mode
         self._initial_models = models
         self._poll_interval_s = poll_interval_s
         self._changes = Changes()
         self._turn = LoadTurn(LOAD_PATIENCE_S, settings.num_loads, free_memory)
-        self.promotions = Promotions(
-            self._changes,
-            self._find,
-            self._folder.write_promotion,
-            self._folder.fetch,
-            lambda name: self.standing(name)[0],
-        )
+        self.promotions = Promotions(self._changes, self._find, self._folder.write_promotion, self._folder.fetch)
         self._lock = threading.Lock()
         """For the attributes below; never held while a model is loaded or a folder is read."""
         self._models: dict[str, ModelVersions] = {}
+        self._like: Mapping[str, Collection[int]] = {}
         self._required: frozenset[str] | None = None
         self._snapshot = RepositorySnapshot()
         self._was_ready = False
@@ -203,6 +198,17 @@ class Repository:
         wait(loads)
         self._publish()
 
+    def serve_like(self, models: Mapping[str, Collection[int]]) -> None:
+        """Lets changes prefer the versions that others serve, whatever has been exported since, until called again.
+
+        Args:
+            models: versions by model, the one first that requests get which name none.
+        """
+        with self._lock:
+            self._like = models
+            for name, versions in self._models.items():
+                versions.like = models.get(name, ())
+
     def close(self) -> None:
         """Finishes all requests and frees the models. Waits 3 seconds at most for a model that is loading."""
         self._closing.set()
@@ -314,7 +320,9 @@ class Repository:
 
     def _versions_of(self, name: str) -> ModelVersions:
         retry_s = self._poll_interval_s if self._mode == "poll" else None
-        return ModelVersions(self._path / name, self._settings, self._publish, turn=self._turn, retry_s=retry_s)
+        versions = ModelVersions(self._path / name, self._settings, self._publish, turn=self._turn, retry_s=retry_s)
+        versions.like = self._like.get(name, ())
+        return versions
 
     def _require_no_more(self, name: str) -> None:
         with self._lock:

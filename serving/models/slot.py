@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -54,12 +54,16 @@ class Standing:
         present: the versions in the folder, sorted.
         folder: of the model; None for a model without one.
         allowed: the only versions that the version policy lets serve; None for any.
+        failed: versions whose files did not load.
+        unreadable: why the folder's state is unknown, so that all of this is of an earlier one; empty if it is known.
     """
 
     promotion: Promotion | None = None
     present: tuple[int, ...] = ()
     folder: Path | None = None
     allowed: tuple[int, ...] | None = None
+    failed: Collection[int] = ()
+    unreadable: str = ""
 
     def before(self, serving: int | None) -> list[int]:
         """Returns the versions to roll back to, the best first.
@@ -69,6 +73,12 @@ class Standing:
         """
         before = served_before(self.promotion, serving, self.present)
         return [version for version in before if self.allowed is None or version in self.allowed]
+
+    def target(self, serving: int | None) -> int | None:
+        """Returns the version that a roll-back would go to as far as is known; None if there is none."""
+        if self.unreadable:
+            return None
+        return next((version for version in self.before(serving) if version not in self.failed), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +161,10 @@ class Slot:
             return IndexEntry(name, str(version), self.state, cause)
         return IndexEntry(name, str(version), self.state, self.reason, self.retry_at)
 
+    def has_failed(self) -> bool:
+        """Returns whether the files of the last attempt did not load, and nothing serves in their place."""
+        return self.model is None and self.attempted is not None and bool(self.reason)
+
     def is_due(self) -> bool:
         """Returns whether the time has come to load the same files again."""
         return self.retry_at is not None and time.monotonic() >= self.retry_at
@@ -204,6 +218,12 @@ class Slot:
         self.pause_s = self.pause_s if self.is_broken else 0.0
         self.state, self.reason, self.model, self.is_broken = "READY", "", model, False
         self.loaded = self.attempted
+
+    def unselect(self, reason: str, found: Fingerprint | None) -> None:
+        """Notes that the version is not to serve. If these are the files that did not load, they still do not."""
+        self.unreadable = ""
+        if not self.has_failed() or self.attempted != found or self.retry_at is not None:
+            self.remove("UNAVAILABLE", reason)
 
     def remove(self, state: State, reason: str) -> None:
         """Notes that the version does not serve. Its files are loaded anew when it should serve again."""

@@ -9,6 +9,7 @@ What cannot be read is not taken for absent: the versions that serve keep servin
 
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _BEING_WRITTEN = "its files are still being written"
 _GONE = "its folder is gone"
-_NO_FOLDER = "the version policy lists it, but it has no folder"
+_NO_FOLDER = "it has no folder"
 _NO_VERSION = "its folder contains no version"
 _NOT_SELECTED = "the version policy selects other versions"
 _BYTES_FACTOR = 3
@@ -42,6 +43,10 @@ class ModelVersions:
         publish: called after every change of `view`.
         turn: taken while a version is loaded.
         retry_s: the pause after a first failure that may pass; None for no further attempt.
+
+    Attributes:
+        like: versions to load before all others, and no more than these if they load; the best first.
+        override: the configuration of the last update as JSON, in place of `config.pbtxt`.
     """
 
     def __init__(
@@ -69,7 +74,8 @@ class ModelVersions:
         self._warned: set[str] = set()
         self._preferred: tuple[int, ...] = ()
         self._standing = Standing(folder=folder)
-        self.override: str | None = None  # of the last update
+        self.like: Collection[int] = ()
+        self.override: str | None = None
         self.view = self._build_view()
 
     def ready(self) -> dict[int, Model]:
@@ -192,6 +198,7 @@ class ModelVersions:
     def unload(self, reason: str) -> None:
         """Takes all versions out of service. Blocks until their requests are finished."""
         self._unload(dict.fromkeys(self.ready(), reason))
+        self.override = None
         if not self._slots:
             self._state, self._reason = "UNAVAILABLE", reason
         self._change()
@@ -201,7 +208,9 @@ class ModelVersions:
         self._publish()
 
     def _build_view(self) -> ModelView:
-        return ModelView(self.ready(), tuple(self.entries()), self._preferred, self._standing)
+        failed = tuple(version for version, slot in self._slots.items() if slot.has_failed())
+        standing = replace(self._standing, failed=failed, unreadable=self._unreadable)
+        return ModelView(self.ready(), tuple(self.entries()), self._preferred, standing)
 
     def _scan(self) -> ModelFiles | None:
         """Returns the files; None if the folder is gone.
@@ -227,31 +236,36 @@ class ModelVersions:
         policy = self._policy(config, present)
         candidates = policy.candidates(present, self._standing.promotion)
         promoted = self._standing.promotion and self._standing.promotion.version
-        self._preferred = tuple(candidates) if promoted else ()
+        candidates = [version for version in self.like if version in present] + [
+            version for version in candidates if version not in self.like
+        ]
+        self._preferred = tuple(candidates) if promoted or self.like else ()
+        num_versions = len(self.like) or policy.num_versions
         serving: list[int] = []
         failures = []
         for position, version in enumerate(candidates):
-            if len(serving) == policy.num_versions:
+            if len(serving) == num_versions:
                 candidates = candidates[:position]
                 break
             slot = self._slots.setdefault(version, Slot())
             self._note_unreadable(version, slot, files.unreadable.get(version))
             if not slot.unreadable:
                 self._load_if_changed(version, slot, found.get(version), config, stable)
-            serving += [version] if slot.model is not None else []
+            is_gone = not stable and version not in present
+            serving += [version] if slot.model is not None and not is_gone else []
             failures += [f"version {version}: {reason}"] if (reason := slot.unreadable or slot.reason) else []
-            if version == promoted and slot.model is None and (kept := self.ready().keys() & present):
+            if version == promoted and version not in serving and (kept := self.ready().keys() & present):
                 serving += kept - set(serving)  # what serves, rather than an older version
                 break
         if override is not None and not serving and self.ready():  # a client's configuration that serves nothing
-            self._remove_slots(self.ready(), present)
+            self._remove_slots(self.ready(), present, found)
             return failures or [_NO_VERSION]
         if not serving and failures:  # a version that fails never replaces one that works
             serving += self.ready().keys() & present
         not_selected = self.ready().keys() - set(serving)
         why = self._why_not_selected()
         self._unload({version: why if version in present else _GONE for version in not_selected})
-        self._remove_slots(candidates, present)
+        self._remove_slots(candidates, present, found)
         self._last_scan = found
         return failures
 
@@ -274,6 +288,11 @@ class ModelVersions:
         if (promotion := standing.promotion) != before.promotion:
             words = promotion.describe() if promotion else "the version policy alone decides"
             logger.info("%s: %s (%s)", self.name, words, PROMOTION_FILE)
+
+    def _why_selected(self, version: int) -> str:
+        promotion = self._standing.promotion
+        is_chosen = promotion is not None and promotion.version == version
+        return promotion.describe() if promotion is not None and is_chosen else "the version policy lists it"
 
     def _why_not_selected(self) -> str:
         promotion = self._standing.promotion
@@ -317,7 +336,7 @@ class ModelVersions:
         if self._retry_s is not None:
             slot.plan_reload_if_broken(self._retry_s)
         if found is None:
-            slot.reason = _NO_FOLDER
+            slot.reason = f"{self._why_selected(version)}, but it has no folder"
         elif slot.attempted == found and not slot.is_due():
             return
         elif (
@@ -394,12 +413,13 @@ class ModelVersions:
         for version, reason in reasons.items():
             self._slots[version].remove("UNAVAILABLE", reason)
 
-    def _remove_slots(self, candidates: Collection[int], found: Collection[int]) -> None:
+    def _remove_slots(
+        self, candidates: Collection[int], present: Collection[int], found: Mapping[int, Fingerprint]
+    ) -> None:
         """Keeps versions that the policy does not select in the index while their folders exist."""
         for version, slot in list(self._slots.items()):
             if version not in candidates and slot.model is None:
-                if version in found:
-                    slot.remove("UNAVAILABLE", self._why_not_selected())
-                    slot.unreadable = ""
+                if version in present:
+                    slot.unselect(self._why_not_selected(), found.get(version))
                 else:
                     del self._slots[version]

@@ -9,7 +9,7 @@ from protos import models_pb2 as pb
 from serving.errors import InvalidArgument, NotFound, quote
 from serving.models.changes import Caller
 from serving.models.group import Alone, Group
-from serving.models.repository import Repository
+from serving.models.repository import IndexEntry, Repository
 from serving.protocol.handling import handler
 from serving.protocol.methods import CONTROL_SERVICE
 
@@ -42,16 +42,14 @@ class ControlService:
             NotFound: there is no such model.
         """
         response = pb.ListModelsResponse()
-        entries: dict[str, list[pb.VersionState]] = {}
+        entries: dict[str, list[IndexEntry]] = {}
         for entry in self._repository.index(False):
-            states = entries.setdefault(entry.name, [])
-            if entry.version:
-                states.append(pb.VersionState(version=int(entry.version), state=entry.state, reason=entry.reason))
+            entries.setdefault(entry.name, []).append(entry)
         if name and name not in entries:
             raise NotFound(f"unknown model {quote(name)}")
-        for model, states in entries.items():
+        for model, of_model in entries.items():
             if name in ("", model):
-                response.models.append(self._state(model, states))
+                response.models.append(self._state(model, of_model))
         return response
 
     def change(self, verb: str, name: str, version: int, caller: Caller) -> pb.ModelState:
@@ -87,15 +85,14 @@ class ControlService:
 
         return handle
 
-    def _state(self, name: str, states: list[pb.VersionState]) -> pb.ModelState:
+    def _state(self, name: str, entries: list[IndexEntry]) -> pb.ModelState:
         serving, standing = self._repository.standing(name)
-        known = {state.version for state in states}
-        not_loaded = [version for version in standing.present if version not in known]
-        states += [pb.VersionState(version=version, state="UNAVAILABLE", reason="not loaded") for version in not_loaded]
-        states.sort(key=lambda state: state.version)
-        message = pb.ModelState(name=name, serving=serving or 0, versions=states)
-        before = standing.before(serving)
-        message.before = before[0] if before else 0
+        states = dict.fromkeys(standing.present, ("UNAVAILABLE", "not loaded"))
+        states |= {int(entry.version): (entry.state, entry.reason) for entry in entries if entry.version}
+        message = pb.ModelState(name=name, serving=serving or 0, before=standing.target(serving) or 0)
+        message.reason = standing.unreadable or next((entry.reason for entry in entries if not entry.version), "")
+        for version, (state, reason) in sorted(states.items()):
+            message.versions.add(version=version, state=state, reason=reason)
         if (promotion := standing.promotion) is not None:
             message.promoted, message.pinned = promotion.version, promotion.pinned
             message.choice, message.time = promotion.describe(), promotion.time

@@ -65,6 +65,7 @@ _SCHEMAS: Json = {
                     },
                 },
             },
+            "reason": {"type": "string", "description": "Why no version is known, or which should serve is unknown."},
         },
     },
     "Regions": {

@@ -16,6 +16,7 @@ from serving.models.mirror import Mirror, open_location
 from serving.models.remote import RemoteRepository, is_address
 from serving.models.repository import Repository
 from serving.models_command import main
+from serving.protocol.control import ControlService
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
 from tests.serving.models.fake_hub import REPOSITORY, TOKEN, fake_hub
 from tests.serving.models.test_repository import ask, eventually
@@ -127,6 +128,17 @@ def test_what_is_gone_is_removed_but_an_empty_address_is_an_error(source, remote
     with pytest.raises(OSError, match="holds no models any more"):
         mirror.sync()
     assert visible(mirror.folder) == before
+
+
+def test_a_copy_follows_whatever_a_killed_process_left_in_it(source, remote, mirror):
+    mirror.sync()
+    mirror.write_promotion(mirror.folder / "m", promote(None, 2, 3, [1, 2, 3]))
+    (source / "m" / PROMOTION_FILE).unlink()  # before it was listed
+    shutil.copytree(source / "m/1", mirror.folder / "m/4")  # fetched, but not yet in the index; gone since
+    shutil.copytree(source / "m/1", mirror.folder / "m/.fetching-0")
+    (mirror.folder / "m/.config.pbtxt.0").touch()
+    mirror.sync()
+    assert sorted(path.name for path in (mirror.folder / "m").iterdir()) == ["2", "3", "config.pbtxt"]
 
 
 def test_a_fetch_that_fails_leaves_what_there_was(source, remote, mirror, caplog, monkeypatch):
@@ -279,8 +291,10 @@ def test_a_roll_back_from_the_best_of_versions_that_do_not_load(source, mirror, 
     repository = open_repository(mirror)
     assert ask(repository, "m") == 3
     assert {path.split("/")[1] for path in visible(mirror.folder)} == {"3", "4", "config.pbtxt"}
+    eventually(lambda: ControlService(repository).models("m").models[0].before == 2)  # fetched once 3 serves
+    write_version(source / "m", 2, b"no model", manifest={})
     repository.promotions.roll_back("m")
-    assert ask(repository, "m") == 2
+    assert ask(repository, "m") == 1, "2 does not load either"
 
 
 def test_in_explicit_mode_a_load_fetches(source, remote, mirror, open_repository, caplog):

@@ -15,6 +15,7 @@ from serving.models import offline
 from serving.models.loader import LoadSettings
 from serving.models.offline import find_model, list_models
 from serving.models.repository import Repository
+from serving.models_command import main as models_main
 from serving.protocol.control import ControlService
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
 from tests.serving.models.test_repository import ask, eventually
@@ -150,6 +151,21 @@ def test_a_choice_that_cannot_be_written_changes_nothing(folder, open_repository
     assert not list(folder.glob(".serving*"))
 
 
+def test_a_version_that_failed_is_no_target_of_a_roll_back_when_a_newer_one_serves(folder, open_repository):
+    repository = open_repository("poll")
+    for version in (4, 5):
+        write_version(folder, version, b"no model", manifest={})
+    eventually(lambda: entries(repository).keys() == {3, 4, 5} and entries(repository)[5][1])
+    write_version(folder, 5, scale(5), manifest={})
+    eventually(lambda: ask(repository, "m") == 5)
+    eventually(lambda: entries(repository)[3] == ("UNAVAILABLE", "the version policy selects other versions"))
+    assert "ONNX Runtime cannot load" in entries(repository)[4][1]
+    assert ControlService(repository).models("m").models[0].before == 3
+    write_version(folder, 4, scale(4), manifest={})
+    eventually(lambda: entries(repository)[4] == ("UNAVAILABLE", "the version policy selects other versions"))
+    assert ControlService(repository).models("m").models[0].before == 4
+
+
 def test_a_version_that_is_broken_is_loaded_again(folder, open_repository):
     repository = open_repository()
     broken = repository.get("m").batcher
@@ -213,6 +229,10 @@ def test_an_invalid_file_keeps_what_serves_and_serves_nothing_at_the_start(folde
     assert ask(repository, "m") == 3
     other = open_repository()
     assert not other.is_ready()
+    for each, serving in ((repository, 3), (other, 0)):
+        (state,) = ControlService(each).models().models
+        assert (state.serving, state.before) == (serving, 0)
+        assert state.reason.startswith("serving.json cannot be read: JSONDecodeError")
     with pytest.raises(NotFound, match=r"no available versions: serving\.json cannot be read: JSONDecodeError"):
         other.get("m")
     with pytest.raises(InvalidArgument, match=r"model 'm': serving\.json cannot be read"):
@@ -280,6 +300,7 @@ def test_a_change_in_a_folder_reads_each_file_once(folder, monkeypatch):
 
 def test_a_roll_back_in_a_folder_skips_damaged_versions(folder):
     (folder / "2/model.onnx").write_bytes(b"no model")
+    assert find_model(folder.parent, "m").state().before == 1
     find_model(folder.parent, "m").change("rollback", 0)
     assert find_model(folder.parent, "m").state().serving == 1
     (folder / "1/model.onnx").write_bytes(b"no model")
@@ -325,7 +346,10 @@ def test_a_folder_lists_its_models_beside_invalid_ones(folder, capsys):
     assert (invalid.name, invalid.serving, invalid.versions[0].state) == ("a", 0, "UNAVAILABLE")
     assert "what" in invalid.versions[0].reason
     assert (valid.name, valid.serving, unknown.name, unknown.serving) == ("m", 3, "z", 0)
-    warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 2
-    assert warnings[0].startswith("warning: model 'a': ")
-    assert warnings[1].startswith("warning: model 'z': serving.json cannot be read")
+    assert invalid.reason == invalid.versions[0].reason
+    assert unknown.reason.startswith("serving.json cannot be read")
+    with pytest.raises(SystemExit):
+        models_main(["list", "--model-repository", str(folder.parent)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split() == ["m", "3", "1,", "2,", "3", "2"]
+    assert "serving.json cannot be read" in lines[3]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from convoy.promotion import promote, write_promotion
 from serving.errors import TransientLoadError
 from serving.inference.batcher import BatcherClosed
 from serving.models import closing as closing_module
@@ -231,6 +232,25 @@ def test_a_removed_version_is_unloaded_after_the_second_scan(model):
     model.scan()
     assert (model.ready, model.factor(1)) == ([1], 1)
     assert model.entries == [("1", "READY", "")]
+
+
+@pytest.mark.parametrize("chosen", ["policy", "promotion"])
+def test_a_removed_version_is_unloaded_although_it_is_chosen(model, chosen):
+    for version in (1, 2):
+        write_version(model.folder, version, scale(version))
+    if chosen == "policy":
+        write_config(model.folder, SCALE_CONFIG + "version_policy { specific { versions: [ 1, 2 ] } }")
+    else:
+        write_promotion(model.folder, promote(None, 2, None, [1, 2]))
+    model.start()
+    shutil.rmtree(model.folder / "2")
+    model.scan()
+    assert 2 in model.ready
+    model.scan()
+    assert (model.ready, model.entries[1]) == ([1], ("2", "UNAVAILABLE", "its folder is gone"))
+    model.scan()
+    why = "the version policy lists it" if chosen == "policy" else "version 2 is promoted"
+    assert model.entries[1] == ("2", "UNAVAILABLE", f"{why}, but it has no folder")
 
 
 def test_a_folder_missing_in_one_scan_is_not_unloaded(model, attempts):
