@@ -1,6 +1,7 @@
 """What the supervisor and its workers tell each other."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from serving.config import ServeConfig
 
@@ -8,7 +9,7 @@ from serving.config import ServeConfig
 STATE = "state"  # State
 FAILED = "failed"  # str: why the worker cannot start
 BEGIN = "begin"  # str: a model; returns whether the worker may change it, after a moment if another one does
-END = "end"  # (str, Change | None): the model and this worker's change; returns when all workers have changed it
+END = "end"  # (str, Change | None, bool): the model, the change for the others, and whether this worker has made it
 
 # Calls of the supervisor.
 METRICS = "metrics"  # returns the worker's metric families
@@ -35,12 +36,12 @@ class State:
     """A worker's state.
 
     Args:
-        models: names and versions of those that are ready.
+        models: the versions of each model that are ready, the one first that requests get which name none.
     """
 
     is_ready: bool = False
     is_live: bool = True
-    models: tuple[str, ...] = ()
+    models: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,10 @@ class Assignment:
     Args:
         number: of the worker, from 1.
         changes: that the workers have made since the start.
+        models: as of the `State` of the workers that serve already.
     """
 
     number: int
     config: ServeConfig
     changes: tuple[Change, ...] = ()
+    models: Mapping[str, tuple[int, ...]] = field(default_factory=dict)

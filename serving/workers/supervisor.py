@@ -180,7 +180,8 @@ class Supervisor:
             if self._is_stopping:
                 return
             self._began[number] = time.monotonic()
-            assignment = Assignment(number, self._config, tuple(self._changes.values()))
+            models = next((worker.state.models for worker in self._workers.values() if worker.state.models), {})
+            assignment = Assignment(number, self._config, tuple(self._changes.values()), models)
             self._workers[number] = WorkerProcess(assignment, self._handle, self._on_exit)
 
     def _on_exit(self, worker: WorkerProcess) -> None:
@@ -245,7 +246,11 @@ class Supervisor:
                 grpc_port=config.grpc_port,
                 http_port=config.http_port,
                 metrics_port=metrics_port,
-                models=workers[0].state.models,
+                models=[
+                    f"{name} version {version}"
+                    for name, versions in workers[0].state.models.items()
+                    for version in sorted(versions)
+                ],
             )
 
     # ---- Changes of models -------------------------------------------------------------------------------------------
@@ -259,19 +264,25 @@ class Supervisor:
                 self._owners[model] = worker.number
             return is_free and is_there
 
-    def _end_change(self, worker: WorkerProcess, model: str, change: Change | None) -> None:
-        """Lets all other workers make the change that one has made."""
+    def _end_change(self, worker: WorkerProcess, model: str, change: Change | None, is_made: bool) -> None:
+        """Lets all other workers make the change that one has made, if only in part."""
         try:
             if change is not None:
-                self._make_everywhere(worker, change)
+                failures = self._make_everywhere(worker, change, is_made)
+                if failures and is_made:
+                    reasons = "; ".join(failures)
+                    raise Internal(f"the change of model '{model}' has not been made everywhere: {reasons}")
         finally:
             with self._lock:
                 self._owners.pop(model, None)
                 self._changed.notify_all()
 
-    def _make_everywhere(self, maker: WorkerProcess, change: Change) -> None:
+    def _make_everywhere(self, maker: WorkerProcess, change: Change, is_made: bool) -> list[str]:
+        """Lets the other workers make a change. Returns why some could not."""
         with self._lock:
-            if change.verb != "follow":  # which is in the folder
+            before = self._changes.get(change.model)
+            is_loaded = before is not None and before.verb == "load"
+            if not is_loaded or (change.verb != "follow" and is_made):  # to follow changes no configuration
                 self._changes[change.model] = change
             others = [worker for worker in self._workers.values() if worker is not maker]
 
@@ -283,9 +294,7 @@ class Supervisor:
                 return None if worker.exit_code is not None else f"worker {worker.number}: {error}"
             return None
 
-        failures = [failure for failure in self._calls.map(make, others) if failure is not None]
-        if failures:
-            raise Internal(f"the change of model '{change.model}' has not been made everywhere: {'; '.join(failures)}")
+        return [failure for failure in self._calls.map(make, others) if failure is not None]
 
     # ---- Metrics -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from convoy.processes import whole_command
-from serving.errors import ServingError, StartupError
+from serving.errors import Internal, InvalidArgument, ServingError, StartupError
 from serving.models.changes import Caller, LeftChange
 from serving.observability.logging import set_up_logging
 from serving.workers.channel import Channel
@@ -70,6 +70,7 @@ class Worker:
         self._config = assignment.config
         self._changes = assignment.changes
         self._server = build_server(assignment.config, is_worker=True)
+        self._server.repository.serve_like(assignment.models)
         self._server.set_may_be_ready(False)
         self._channel = Channel(connection, self._handle, on_close=_end)
         self._server.admin.control.group = Group(self._channel)
@@ -101,6 +102,7 @@ class Worker:
                     self._make(change)
                 except ServingError as error:
                     logger.warning("model '%s' could not be brought to where the others are: %s", change.model, error)
+            self._server.repository.serve_like({})
             self._has_caught_up.set()
             self._server.start()
             self._listeners.hold(self._server.grpc.port, self._server.http.port)
@@ -119,7 +121,12 @@ class Worker:
 
     def _tell_state(self) -> None:
         repository = self._server.repository
-        models = tuple(f"{model.spec.name} version {model.version}" for model in repository.ready_models())
+        models: dict[str, tuple[int, ...]] = {}
+        for model in repository.ready_models():
+            models[model.spec.name] = (*models.get(model.spec.name, ()), int(model.version))
+        for name, versions in models.items():
+            default, _ = repository.standing(name)
+            models[name] = tuple(sorted(versions, key=lambda version: (version != default, -version)))
         self._channel.tell(STATE, State(self._is_up and repository.is_ready(), not repository.is_unhealthy(), models))
 
     def _handle(self, name: str, argument: object) -> object:
@@ -160,16 +167,21 @@ class Group:
             if isinstance(left := error.__cause__, LeftChange):
                 left.future.add_done_callback(lambda future: self._end_left(change, future))
             else:
-                self._channel.call(END, (name, None))
+                self._end(change, error)
             raise
-        self._channel.call(END, (name, change))
+        self._end(change)
 
     def _end_left(self, change: Change, future: Future[Any]) -> None:
         """Ends a change whose caller has left."""
         try:
-            self._channel.call(END, (change.model, None if future.exception() else change))
+            self._end(change, future.exception())
         except ServingError as error:
             logger.warning("%s", error)
+
+    def _end(self, change: Change, error: BaseException | None = None) -> None:
+        """Lets the others make the change. A load that failed may have loaded some versions; others change nothing."""
+        is_partial = change.verb == "load" and isinstance(error, Internal | InvalidArgument)
+        self._channel.call(END, (change.model, change if error is None or is_partial else None, error is None))
 
 
 def _end() -> None:

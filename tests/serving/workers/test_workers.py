@@ -24,7 +24,7 @@ from serving.config import ServeConfig
 from serving.workers import supervisor
 from serving.workers.messages import State
 from serving.workers.worker import BEAT_S
-from tests.serving.model_files import scale
+from tests.serving.model_files import scale, write_version
 from tests.serving.server_process import ServerProcess
 
 PATIENCE_S = 60
@@ -112,7 +112,7 @@ def is_ready(server: ServerProcess) -> bool:
 
 
 class TestTwoWorkers:
-    def test_they_serve_and_change_and_stop_as_one(self, start: Callable[..., ServerProcess]) -> None:
+    def test_they_serve_and_change_and_stop_as_one(self, start: Callable[..., ServerProcess], tmp_path: Path) -> None:
         server = start()
         target = server.target()
         assert len(workers_of(server)) == 2
@@ -128,15 +128,18 @@ class TestTwoWorkers:
                     by_worker.add(statistics.model_stats[0].inference_count)
         assert value(server, 'nv_inference_request_success{model="scale",version="1"}') == num_calls
         assert value(server, "process_resident_memory_bytes") > 2 * 30e6
-        self._check_changes(server)
+        self._check_changes(server, tmp_path / "models")
         held = int(target.rpartition(":")[2])
         with socket.socket() as probe, pytest.raises(OSError, match="in use"):
             probe.bind(("127.0.0.1", held))
         assert server.stop() == 0
         assert sum("stopped" in line for line in server.lines) == 2
 
-    def _check_changes(self, server: ServerProcess) -> None:
-        """A model that one worker loads is loaded by all, and the same for unloading and errors."""
+    def _check_changes(self, server: ServerProcess, models: Path) -> None:
+        """A model that one worker loads is loaded by all, and the same for unloading and errors.
+
+        Of a load that fails in part, all have the part that did not.
+        """
         http = f"http://127.0.0.1:{server.http_port()}"
 
         def ready(name: str) -> set[int]:
@@ -152,7 +155,11 @@ class TestTwoWorkers:
             )
         assert ready("other") == {400}
         assert httpx.post(f"{repository}/none/load", json={}, timeout=PATIENCE_S).status_code >= 400
-        assert httpx.post(f"{repository}/other/load", json={}, timeout=PATIENCE_S).status_code == 200
+        for version, content in ((2, scale(3.0)), (3, b"no model")):
+            write_version(models / "other", version, content)
+        failed = httpx.post(f"{repository}/other/load", json={}, timeout=PATIENCE_S)
+        assert (failed.status_code, "version 3: ONNX Runtime" in failed.text) == (500, True)
+        assert ready("other/versions/2") == {200}
 
     def test_a_port_in_use_is_one_line(self, start: Callable[..., ServerProcess]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -166,7 +173,7 @@ class TestTwoWorkers:
 class TestDeath:
     @pytest.mark.parametrize("transport", ["native", "grpcio"])
     def test_one_that_is_killed_under_load_fails_no_request_that_is_retried(
-        self, start: Callable[..., ServerProcess], transport: str
+        self, start: Callable[..., ServerProcess], transport: str, tmp_path: Path
     ) -> None:
         server = start("--transport", transport)
         server.target()
@@ -184,6 +191,7 @@ class TestDeath:
             thread.start()
         until(lambda: min(counts["grpc"], counts["http"]) > 100)
         counted = value(server, 'nv_inference_request_success{model="scale",version="1"}')
+        write_version(tmp_path / "models" / "scale", 2, scale(3.0))
         [killed, other] = workers_of(server)
         os.kill(killed, signal.SIGKILL)
         server.wait_for(r"was ended by SIGKILL: starting it again in 0\.25 s")
@@ -200,6 +208,9 @@ class TestDeath:
         # The new worker has the models that were loaded by calls before.
         states = {httpx.get(f"{http}/v2/models/other/ready").status_code for _ in range(20)}
         assert states == {200}
+        # It has no version that was exported since.
+        names = {httpx.get(f"{http}/v2/models/scale").json()["versions"][-1] for _ in range(20)}
+        assert names == {"1"}
         assert server.stop() == 0
 
     @staticmethod
