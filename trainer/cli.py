@@ -3,6 +3,7 @@
 import atexit
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a write, which do not name the file."""
+
+_NO_MEMORY = re.compile(r"CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory")
+"""In the texts of torch's errors, which are RuntimeErrors."""
 
 LINGER_S = 1.5
 """Wait of a silent rank before it exits: torchrun kills all ranks when the first one exits, and the rank that prints
@@ -208,20 +212,27 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         raise  # standard output cannot be written: `whole_command` handles it
     except Exception as error:
-        if line := _about_file(error):
-            print(f"error: {line}", file=sys.stderr)
-            _exit(TrainerError.exit_code)
+        if (explained := _explain(error)) is not None:
+            print(f"error: {explained}", file=sys.stderr)
+            _exit(explained.exit_code)
         if environment.has_error_file:
             _record_for_torchrun(error)
         traceback.print_exc()
         _exit(1)
 
 
-def _about_file(error: Exception) -> str:
-    """Returns one line about a file that cannot be read or written; "" for all other errors."""
+def _explain(error: Exception) -> TrainerError | None:
+    """Returns the error that an exception stands for which is about a file or about memory; None for a defect."""
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error.strerror) if isinstance(error, OSError) and error.errno in _FULL else ""
+        return TrainerError(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return TrainerError(error.strerror)
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        first_line = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
+        return ConfigError(
+            f"not enough memory: ask for a smaller batch, smaller images or a smaller network ({first_line})"
+        )
+    return None
 
 
 def _exit(code: int) -> NoReturn:

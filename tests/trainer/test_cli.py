@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, clean_environment
 from trainer import cli
@@ -47,6 +48,17 @@ def test_a_file_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[st
     assert leave_with(error, capsys) == (1, "error: runs/of-ada/config.json: Permission denied\n")
     assert leave_with(OSError(errno.ENOSPC, "No space left on device"), capsys)[1] == "error: No space left on device\n"
     assert "Traceback" in leave_with(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), capsys)[1]
+
+
+def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        torch.empty(10**15, dtype=torch.uint8)
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run_command(command)
+    line = capsys.readouterr().err
+    assert line.startswith("error: not enough memory: ask for a smaller batch, smaller images or a smaller network (")
+    assert line.count("\n") == 1
 
 
 def test_an_interrupted_run_reports_what_it_saved(capsys: pytest.CaptureFixture[str]) -> None:
