@@ -10,6 +10,7 @@ Differences from torchrun:
 - It passes on the signals that Slurm and other schedulers send before they end a job, and `nohup` holds.
 - In an elastic run whose hosts have `PET_NODE_RANK`, host 0 has the rendezvous. torchrun compares names, and fails
   where a host's own name resolves late.
+- Where a rank ends with one of the trainer's errors, whose line it has printed, torchrun adds no line of its own.
 - Ranks that are all on one host need no name of it that resolves.
 - It removes the temporary folder in which torchrun keeps the ranks' errors; one with the ranks' output stays.
 - In every round of an elastic run, the host of rank 0 publishes the address of the store. torchrun publishes it in the
@@ -30,6 +31,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 from convoy.processes import exit_immediately, exit_on_ctrl_c, restore_ctrl_c
+from trainer.errors import TrainerError
 from trainer.ranks.environment import warn_of_separate_tasks
 from trainer.ranks.waiting import announced, name_numbers
 from trainer.signals import handled_signals
@@ -58,6 +60,7 @@ BARRIER_TIMEOUT_S = 900
 """Longest wait of hosts for each other, unless `--rdzv-conf timeout=…` is given. It is longer than ranks wait for a
 host that no longer answers (`SLOW_PHASE_TIMEOUT_S` in trainer/ranks/activity.py)."""
 POLL_EVERY_S = 0.05
+TORCHRUNS_LOG_OF_RANKS = "torch.distributed.elastic.multiprocessing.api"
 STORE_INFO = "_bootstrap_store_info"
 """The private attribute in which torchrun keeps the address of the first round's store."""
 
@@ -87,6 +90,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     if warning:
         print(warning, file=sys.stderr, flush=True)
     pass_on_signals(args)
+    logging.getLogger(TORCHRUNS_LOG_OF_RANKS).addFilter(is_news)
     choose_store_host(args)
     choose_own_address(args)
     # torchrun sets a handler later.
@@ -169,6 +173,13 @@ def pass_on_signals(args: argparse.Namespace) -> None:
     """
     if args.signals_to_handle == SIGNALS_BY_DEFAULT:
         args.signals_to_handle = ",".join(number.name for number in (*handled_signals(), signal.SIGQUIT))
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Returns whether torchrun logs more about its ranks than a rank's own line, or that it stops the others."""
+    text = record.getMessage()
+    codes = {error.exit_code for error in TrainerError.__subclasses__()} - {TrainerError.exit_code}
+    return not text.startswith(("Sending process ", *(f"failed (exitcode: {code}) " for code in codes)))
 
 
 def choose_store_host(args: argparse.Namespace) -> None:

@@ -53,7 +53,7 @@ def script(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (2, 2), (-9, 137)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 2), (-9, 137)])
 def test_it_exits_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, code: int, expected: int) -> None:
     how = f"os.kill(os.getpid(), {-code})" if code < 0 else f"sys.exit({code})"
     # The other rank fails later and with another code, because it has lost its peer.
@@ -63,6 +63,10 @@ def test_it_exits_with_the_code_of_the_rank_that_failed_first(tmp_path: Path, co
     done = launch("--standalone", "--nproc-per-node=2", script=script(tmp_path, text), TMPDIR=str(temporary))
     assert done.returncode == expected, done.stderr
     assert "Traceback" not in done.stderr
+    # A rank that ends with one of the trainer's codes has told why itself.
+    assert (
+        done.stderr.count("\n") == done.stderr.count(f" failed (exitcode: {code}) local_rank: 1 ") == (code in (1, -9))
+    )
     assert not list(temporary.iterdir())
 
 
