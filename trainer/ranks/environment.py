@@ -39,6 +39,8 @@ class RankEnvironment:
         has_error_file: torchrun reads the error of a failed rank from a file.
         max_restarts: number of times that torchrun may restart the ranks.
         num_restarts: number of times that it has.
+        num_threads: the threads that the user chose by OMP_NUM_THREADS. torchrun sets 1 where the user has set nothing,
+            so that 1 is a choice without it only.
     """
 
     is_launched: bool = False
@@ -53,6 +55,7 @@ class RankEnvironment:
     has_error_file: bool = False
     max_restarts: int = 0
     num_restarts: int = 0
+    num_threads: int | None = None
 
     @classmethod
     def read(cls, variables: Mapping[str, str] = os.environ) -> Self:
@@ -65,6 +68,8 @@ class RankEnvironment:
         address, port = _master(variables, size) if size > 1 else ("", 0)
         rank = _rank(variables, size)
         local_rank, local_size = _local(variables, rank, size)
+        is_torchrun = "TORCHELASTIC_RUN_ID" in variables
+        threads = variables.get("OMP_NUM_THREADS", "")
         return cls(
             is_launched="RANK" in variables,
             rank=rank,
@@ -73,11 +78,12 @@ class RankEnvironment:
             local_world_size=local_size,
             master_addr=address,
             master_port=port,
-            is_torchrun="TORCHELASTIC_RUN_ID" in variables,
+            is_torchrun=is_torchrun,
             has_agent_store=variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             has_error_file="TORCHELASTIC_ERROR_FILE" in variables,
             max_restarts=_number(variables, "TORCHELASTIC_MAX_RESTARTS", 0),
             num_restarts=_number(variables, "TORCHELASTIC_RESTART_COUNT", 0),
+            num_threads=int(threads) if _is_whole(threads) and int(threads) > is_torchrun else None,
         )
 
     @property

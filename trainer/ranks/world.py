@@ -132,7 +132,7 @@ class World:
             print(warning, file=sys.stderr, flush=True)
         # The number of threads that share a sum decides its rounding; under virtual shards it must not depend on ranks.
         num_cpus = max(1, num_available_cpus() // local_size)
-        num_threads = 1 if virtual_shards else num_cpus
+        num_threads = 1 if virtual_shards else min(num_cpus, environment.num_threads or num_cpus)
         torch.set_num_threads(num_threads)
         if choice != "cpu" and torch.cuda.is_available():
             torch.cuda.init()  # takes seconds in which no thread sends heartbeats: before others expect them

@@ -44,6 +44,19 @@ def test_the_variables_of_torchrun_are_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("threads", "alone", "under_torchrun"),
+    [("", None, None), ("1", 1, None), ("3", 3, 3), ("0", None, None), ("2,1", None, None)],
+)
+def test_one_thread_is_a_choice_without_torchrun_only(
+    threads: str, alone: int | None, under_torchrun: int | None
+) -> None:
+    """torchrun sets 1 where the user has set nothing."""
+    variables = {"OMP_NUM_THREADS": threads}
+    assert RankEnvironment.read(variables).num_threads == alone
+    assert RankEnvironment.read(variables | {"TORCHELASTIC_RUN_ID": "none"}).num_threads == under_torchrun
+
+
 def test_ranks_without_local_ones_have_a_host_each_or_one_for_all() -> None:
     alone = read("RANK=1 WORLD_SIZE=2", **HERE)
     assert (alone.local_rank, alone.local_world_size) == (0, 1)
