@@ -74,7 +74,7 @@ def predictions(folder: Path, data_dir: Path) -> tuple[torch.Tensor, torch.Tenso
     assert dataset.path is not None
     test = open_decoded(dataset.path, expected_sha256=dataset.sha256, verify=False).content.test
     model = run.learner.model.eval()
-    with torch.inference_mode(), run.learner.autocast():
+    with torch.inference_mode():
         return torch.cat([model(chunk).argmax(dim=1) for chunk in test.images.split(500)]), test.labels
 
 

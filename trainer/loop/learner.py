@@ -51,7 +51,6 @@ class Learner:
         model: the classifier on the rank's device, without wrappers.
         step: updates the model by a batch; returns float32 `[2]`, the sum of losses and the number of correct answers
             over all ranks.
-        autocast: makes the context of the forward pass's precision.
         device: the rank's device.
         train_step: what `step` computes: the same, or one that a CUDA graph replays.
         average: the moving average of the weights, if the recipe has one. It is what is evaluated.
@@ -61,7 +60,6 @@ class Learner:
     optimizer: Optimizer
     step: Step
     train_step: TrainStep
-    autocast: Callable[[], torch.autocast]
     recipe: Recipe
     device: torch.device
     average: WeightAverage[Classifier] | None = None
@@ -73,11 +71,11 @@ class Learner:
 
     @property
     def precision(self) -> str:
-        """The precision of the forward pass on this machine."""
+        """The precision of the training steps on this machine."""
         return self.recipe.as_computed_on(self.device).precision
 
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns logits for one view of each image, as the exported model computes them.
+        """Returns logits for one view of each image, as the exported model computes them: in float32.
 
         Args:
             pixels: uint8 `[B, C, H, W]`.
@@ -102,7 +100,7 @@ class Learner:
     @torch.inference_mode()
     def _predict(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
         model = self.evaluated_model.eval()
-        with self.autocast():
+        with without_tf32():
             return average_views(model, pixels, views)
 
     def rehearse(self, batches: Iterable[Batch]) -> None:
@@ -186,7 +184,6 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
         optimizer=optimizer,
         train_step=step,
         step=_graphed(step, recipe, world, log) if world.device.type == "cuda" else step,
-        autocast=autocast,
         recipe=recipe,
         device=world.device,
         average=average,

@@ -54,8 +54,11 @@ def test_a_learner_computes_and_records_the_precision_of_its_recipe(
     learner = make_run(replace(SHORT, precision=precision), mini, tmp_path / "run").learner
     assert learner.precision == precision
     assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
-    with learner.autocast():
+    with learner.train_step._autocast():
         assert torch.is_autocast_enabled("cpu") == (precision == "bfloat16")
+    with torch.inference_mode():
+        served = learner.model.eval()(mini.train.images[:10])
+    assert torch.equal(learner.predict(mini.train.images[:10]), served)
 
 
 def test_whitening_is_computed_in_float32(mini: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
