@@ -82,6 +82,7 @@ def test_a_faulty_file_is_one_line(content: str, message: str, file: Path) -> No
     ("arguments", "message"),
     [
         (["--epochs", "3", "--set", "epochs=4"], "--epochs 3 and --set epochs=4: give one"),
+        (["--no-mirror", "--set", "augment.flip=none"], "--no-mirror and --set augment.flip=none: give one"),
         (["--set", "lr_scale=2"], "--set lr_scale=2: this is an option, --lr-scale 2"),
         (["--set", "seed=2"], "--set seed=2: this is an option, --seed 2"),
         (["--set", "--seed", "3"], "--set: write FIELD=VALUE"),
