@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from convoy.auth import TokenFile
 from convoy.grpc_core import METADATA_OPTIONS, ignore_clients_faults, keepalive_options
+from convoy.http_server import open_listener
 from convoy.same_origin import is_loopback
 from convoy.tls import TlsFiles
 from convoy.web.page import page_routes
@@ -191,6 +192,11 @@ def _open_port(server: grpc.aio.Server, address: str, tls: TlsFiles | None) -> i
         files = tls.current()
         return int(server.add_secure_port(address, grpc.ssl_server_credentials([(files.key, files.chain)])))
     except RuntimeError as error:
+        host, _, port = address.rpartition(":")
+        try:
+            open_listener(host.strip("[]"), int(port)).close()  # says why, unlike gRPC
+        except OSError as known:
+            raise ConfigError(f"{known}: choose another --port") from None
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 
 

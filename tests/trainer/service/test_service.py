@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -267,13 +268,20 @@ def test_health_and_reflection(service: Service) -> None:
         (["--token-file", "/dev/null"], "token file /dev/null: it is empty"),
         (["--port", "99999"], "--port 99999: must be between 0 and 65535"),
         (["--http-port", "-1"], "--http-port -1: must be between 0 and 65535"),
+        (
+            ["--port", "{taken}"],
+            "cannot listen on 127.0.0.1 port {taken}: Address already in use: choose another --port",
+        ),
     ],
 )
 def test_a_service_that_cannot_start_says_why(options: list[str], message: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer.service", "--store", str(tmp_path / "jobs.db"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        command = [word.format(taken=taken) for word in command]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert message in done.stderr
+    assert message.format(taken=taken) in done.stderr
 
 
 @pytest.mark.parametrize("call", [lambda jobs: jobs.find(), lambda jobs: list(jobs.watch(1))])
