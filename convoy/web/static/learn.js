@@ -7,6 +7,7 @@ import { badge, bdi, button, card, choice, duration, fromBase64, h, number, perc
 const MAX_SHOWN = 8; // as many as there are colours
 const MAX_STREAMS = 2; // a browser opens six connections to a server, for all of its windows together
 const TURN_MS = 2000; // of streams, where more runs are chosen
+const MOST_TURNS = 3; // of streams that no run waits for: other windows may wait for their connections
 const LIST_EVERY_MS = 4000;
 const DRAW_EVERY_MS = 200;
 const FINAL = new Set(["SUCCEEDED", "FAILED", "CANCELLED", "LOST"]);
@@ -21,6 +22,7 @@ let api = "/v1/jobs";
 let canChange = true;
 let timer = 0;
 let turns = 0;
+let heldTurns = 0;
 let numTurns = 0;
 let listed = "";
 let wanted = []; // numbers in the address
@@ -158,7 +160,8 @@ function waiting() {
 }
 
 function takeTurns() {
-  if (!waiting().length) return;
+  if (!waiting().length && ++heldTurns < MOST_TURNS) return;
+  heldTurns = 0;
   for (const run of runs.values()) close(run);
   follow();
 }
