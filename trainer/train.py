@@ -5,6 +5,8 @@
 `loop.step` computes a step, `ranks.world` connects the ranks, and `data` loads images.
 """
 
+from functools import partial
+
 import torch
 
 from convoy.allocator import keep_freed_memory
@@ -187,7 +189,7 @@ def setup(
         validation_indices=validation_indices,
         learner=build_learner(recipe, dataset, train_indices, seed, world, log, is_compiled=is_compiled),
         folder=folder,
-        checkpoints=Checkpoints(folder.path / CHECKPOINTS, progress.log),
+        checkpoints=Checkpoints(folder.path / CHECKPOINTS, progress.log, partial(folder.write_config, world)),
         world=world,
         progress=progress,
         state=TrainState(totals=torch.zeros(2, dtype=torch.float64, device=world.device)),
@@ -367,6 +369,7 @@ def report(run: Run, result: Result, test_images: Images, test: Evaluation, reco
         from trainer.report.page import write_report  # imports matplotlib, which takes a second
 
     with writing(run.folder.path):
+        run.folder.write_config(run.world)
         write_report(run.folder.path, result, run.dataset.classes, test_images, test)
         result.write(run.folder.result_path)
     accuracy = recorded.describe(

@@ -36,11 +36,15 @@ class Checkpoints:
     Args:
         folder: created with the first checkpoint.
         log: prints one line for the user.
+        before_save: called before each save.
     """
 
-    def __init__(self, folder: Path, log: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, log: Callable[[str], None], before_save: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
         self._log = log
+        self._before_save = before_save
         self.newest_good_step: int | None = None
         """The step of the checkpoint that was saved or loaded last."""
 
@@ -53,10 +57,10 @@ class Checkpoints:
         final = self._folder / f"step-{step:08d}"
         temporary = self._folder / f".{final.name}.{socket.gethostname()}.{os.getpid()}.tmp"
         try:
+            self._before_save()
             for left in self._folder.glob(".step-*.tmp"):  # left by killed or superseded processes
                 shutil.rmtree(left, ignore_errors=True)
-            self._folder.mkdir(exist_ok=True)  # not its parents: a run folder that was moved must not come back empty
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
             with (temporary / "state.pt").open("wb") as file:
                 save_tensors(state, file)
             digest = sha256_of_file(temporary / "state.pt")

@@ -120,10 +120,21 @@ class RunFolder:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
                 if not self._holds_this_run(resume):
-                    started_with = asdict(Origin.here(world))
-                    content = {"fingerprint": self.fingerprint.values, "started_with": started_with}
-                    write_json(self.config_path, content)
+                    self.write_config(world)
         world.barrier()
+
+    def write_config(self, world: World) -> None:
+        """Writes `config.json` unless it is there. The main rank calls this.
+
+        Also while the run trains: whoever moves or removes its folder must not stop it, or keep it from continuing.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not self.config_path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            content = {"fingerprint": self.fingerprint.values, "started_with": asdict(Origin.here(world))}
+            write_json(self.config_path, content)
 
     def keep_settings(self, config: TrainConfig, recipe: Recipe) -> None:
         """Writes `run.toml` and a copy of the user's own network, unless they are there; the main rank calls this.

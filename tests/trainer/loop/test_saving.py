@@ -11,7 +11,7 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError
 from trainer.loop.fit import fit
 from trainer.loop.run import restore
-from trainer.loop.saving import SaveInterval
+from trainer.loop.saving import SaveInterval, save
 from trainer.progress import Progress
 from trainer.recipes import RECIPES
 from trainer.records.checkpoint import weights_sha256
@@ -47,6 +47,19 @@ def test_a_save_that_fails_does_not_end_the_training(
     assert capsys.readouterr().out.count("warning: no room; the training continues") == 2
     assert run.state.step == run.num_steps
     assert run.checkpoints.newest() == tmp_path / "run" / "checkpoints" / "step-00000045"
+
+
+def test_a_run_whose_folder_is_moved_while_it_trains_can_continue_in_both(mini: Dataset, tmp_path: Path) -> None:
+    """The folder came back with checkpoints alone, and no run could continue in it."""
+    run = make_run(replace(SHORT, epochs=1), mini, tmp_path / "run")
+    save(run)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run.state.step = 1
+    save(run)
+    for name, step in (("run", 1), ("moved", 0)):
+        again = make_run(replace(SHORT, epochs=1), mini, tmp_path / name)
+        assert restore(again)
+        assert again.state.step == step
 
 
 def test_a_saved_step_is_not_saved_again(mini: Dataset, tmp_path: Path) -> None:

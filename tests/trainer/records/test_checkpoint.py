@@ -193,14 +193,6 @@ def test_a_full_disk_is_one_error_and_the_next_save_tries_again(small_disk: Path
     assert loaded["step"] == 3
 
 
-def test_a_run_folder_that_was_moved_does_not_come_back_empty(tmp_path: Path) -> None:
-    """It held checkpoints alone then, so that the run could not continue there and the old folder could not return."""
-    moved = Checkpoints(tmp_path / "moved" / "checkpoints", lambda line: None)
-    with pytest.raises(CheckpointError, match="No such file or directory"):
-        moved.save(1, state(1))
-    assert not (tmp_path / "moved").exists()
-
-
 def test_the_writer_saves_the_state_at_the_time_of_begin(checkpoints: Checkpoints) -> None:
     writer = CheckpointWriter(checkpoints)
     weight = torch.ones(3)
