@@ -26,6 +26,7 @@ from trainer.ranks.environment import RankEnvironment
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import RunFolder
+from trainer.signals import StopRequest
 from trainer.train import evaluate_on_test_set, setup, validate
 
 
@@ -78,7 +79,8 @@ def export_run(config: ExportConfig) -> None:
 
     keep_freed_memory()
     device = choose_device(config.device, RankEnvironment())
-    with World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
+    # A signal ends the export as Ctrl-C does, so that the repository keeps no unfinished files.
+    with StopRequest(), World.join("cpu") as world, Progress(is_main=world.is_main) as progress:
         run, _ = open_run(config, world, progress)
         if world.is_main:
             progress.log(describe(run))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, clean_environment
-from trainer.config import EvaluateConfig
-from trainer.errors import CheckpointError
-from trainer.reopen import evaluate_run
+from trainer.config import EvaluateConfig, ExportConfig
+from trainer.errors import CheckpointError, Interrupted
+from trainer.export import pipeline
+from trainer.reopen import evaluate_run, export_run
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -64,6 +66,19 @@ def test_a_second_evaluation_on_the_test_set_is_read_from_the_ledger(run_folder:
     assert f"({errors} of 1,000 wrong" in done.stdout
     assert "recorded earlier" in done.stdout
     assert ledger.read_text() == before
+
+
+def test_sigterm_ends_an_export_as_ctrl_c_does(
+    run_folder: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It left a version's unfinished files in the repository."""
+    monkeypatch.setattr(pipeline, "export", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM: stopped"):
+            export_run(ExportConfig(run=run_folder, data_dir=data_dir, device="cpu"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow
