@@ -261,7 +261,7 @@ class ModelVersions:
             self._remove_slots(self.ready(), present, found)
             return failures or [_NO_VERSION]
         if not serving and failures:  # a version that fails never replaces one that works
-            serving += self.ready().keys() & present
+            serving += self.ready().keys() & {*present, *candidates}
         not_selected = self.ready().keys() - set(serving)
         why = self._why_not_selected()
         self._unload({version: why if version in present else _GONE for version in not_selected})

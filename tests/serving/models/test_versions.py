@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from convoy.promotion import promote, write_promotion
+from convoy.promotion import pin, promote, write_promotion
 from serving.errors import TransientLoadError
 from serving.inference.batcher import BatcherClosed
 from serving.models import closing as closing_module
@@ -232,6 +232,17 @@ def test_a_removed_version_is_unloaded_after_the_second_scan(model):
     model.scan()
     assert (model.ready, model.factor(1)) == ([1], 1)
     assert model.entries == [("1", "READY", "")]
+
+
+def test_a_removed_version_that_is_pinned_serves_on(model):
+    for version in (1, 2):
+        write_version(model.folder, version, scale(version))
+    write_promotion(model.folder, pin(None, 2, None, [1, 2]))
+    model.start()
+    shutil.rmtree(model.folder / "2")
+    for _ in range(3):
+        model.scan()
+    assert model.entries == [("2", "READY", "version 2 is pinned, but it has no folder")]
 
 
 @pytest.mark.parametrize("chosen", ["policy", "promotion"])
