@@ -9,10 +9,10 @@ from trainer.errors import ConfigError, list_names
 from trainer.evaluation.intervals import simultaneous_interval
 from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
-from trainer.paths import FAILURE_FILE, LEDGER_FILE
+from trainer.paths import FAILURE_FILE, LEDGER_FILE, run_folders
 from trainer.recipes import TestTimeViews
 from trainer.records.result import Result
-from trainer.records.run_folder import RunFolder, run_folders
+from trainer.records.run_folder import RunFolder
 
 _MOST_NAMED = 5
 """Runs that a line names."""

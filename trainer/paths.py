@@ -1,4 +1,4 @@
-"""Paths from the names of data sets and from the environment."""
+"""Paths from the names of data sets and from the environment, and of files in the folders of runs."""
 
 import os
 import re
@@ -19,6 +19,14 @@ CHECKPOINTS = "checkpoints"
 """In a run's folder: the folder of its checkpoints."""
 LOCK_FILE = ".in-use"
 """In the folder of a run or a study: locked by the process that uses the folder."""
+STUDY_FILE = "study.json"
+"""In a study's folder, and nowhere else."""
+
+
+def run_folders(path: Path) -> list[Path]:
+    """Returns the folders of a study's runs, or the folder itself if it is no study's."""
+    is_study = (path / STUDY_FILE).exists()
+    return [config.parent for config in sorted(path.glob("*/config.json"))] if is_study else [path]
 
 
 def image_folder(name: str) -> Path | None:

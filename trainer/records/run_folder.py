@@ -15,7 +15,15 @@ from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, no_run, reading, writing
 from trainer.files import create_folder, is_temporary, locked, write_json
 from trainer.network_files import keep_network
-from trainer.paths import FAILURE_FILE, LEDGER_FILE, LOCK_FILE, RESULT_FILE, default_model_name, image_folder
+from trainer.paths import (
+    FAILURE_FILE,
+    LEDGER_FILE,
+    LOCK_FILE,
+    RESULT_FILE,
+    STUDY_FILE,
+    default_model_name,
+    image_folder,
+)
 from trainer.ranks.world import World
 from trainer.recipe_files import read_toml
 from trainer.recipes import Recipe
@@ -24,8 +32,6 @@ from trainer.records.origin import Origin
 from trainer.records.result import Result
 
 RUNS = Path("runs")
-STUDY_FILE = "study.json"
-"""In a study's folder, and nowhere else."""
 LOCK_TIMEOUT_S = 120.0
 """Longest wait for another process to leave a folder: an NFS server notices after 90 s that a host is gone."""
 _TO_KEEP_PRECISION = {
@@ -285,12 +291,6 @@ def in_use(folder: Path, world: World, log: Callable[[str], None]) -> Iterator[N
                 raise CheckpointError(f"cannot write {folder}: {error.strerror or error}") from error
         world.barrier()
         yield
-
-
-def run_folders(path: Path) -> list[Path]:
-    """Returns the folders of a study's runs, or the folder itself if it is no study's."""
-    is_study = (path / STUDY_FILE).exists()
-    return [config.parent for config in sorted(path.glob("*/config.json"))] if is_study else [path]
 
 
 def create_in_runs(kind: str, suffix: str = "") -> Path:

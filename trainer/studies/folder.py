@@ -11,10 +11,10 @@ from typing import Any
 from trainer.errors import ConfigError, reading, writing
 from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
-from trainer.paths import LOCK_FILE
+from trainer.paths import LOCK_FILE, STUDY_FILE
 from trainer.ranks.world import World
 from trainer.records.origin import Origin
-from trainer.records.run_folder import RUNS, STUDY_FILE, create_in_runs, in_use
+from trainer.records.run_folder import RUNS, create_in_runs, in_use
 
 _FREE_OPTIONS = {"run_dir", "data_dir", "device", "runs", "stack"}
 """Options that may change when a study is continued: those of its place, its number of runs, and how many at a time."""

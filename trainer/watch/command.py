@@ -10,7 +10,7 @@ import tyro
 from convoy.extras import how_to_install
 from convoy.options import check_port, option
 from trainer.errors import ConfigError
-from trainer.records.run_folder import run_folders
+from trainer.paths import run_folders
 from trainer.watch.run import State, WatchedRun
 from trainer.watch.terminal import follow_in_lines, follow_in_table
 

@@ -13,9 +13,10 @@ import torch
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError
+from trainer.paths import STUDY_FILE
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Precision, Recipe
-from trainer.records.run_folder import STUDY_FILE, RunFolder, in_use
+from trainer.records.run_folder import RunFolder, in_use
 from trainer.studies.folder import StudyFolder
 from trainer.studies.sweep import SweepConfig
 

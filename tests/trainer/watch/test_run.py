@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,8 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ConfigError, match="holds no run"):
             WatchedRun.open(tmp_path)
+
+
+def test_watching_imports_no_torch() -> None:
+    code = "import sys, trainer.watch; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"False\n"

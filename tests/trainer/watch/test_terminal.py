@@ -14,7 +14,7 @@ from rich.console import Console
 
 from tests.conftest import ROOT, clean_environment
 from tests.trainer.watch.fake_run import FakeRun
-from trainer.records.run_folder import STUDY_FILE
+from trainer.paths import STUDY_FILE
 from trainer.watch.run import WatchedRun
 from trainer.watch.terminal import curve, make_table
 
