@@ -61,7 +61,7 @@ class InferStream:
                     self._service.refusals.count_error(error)
                     call.fail(error)
                 else:
-                    call.start(self._service, payload, RequestContext(self._deadline, principal, self._begin_trace()))
+                    call.start(self._service, RequestContext(self._deadline, principal, self._begin_trace()))
             self.is_complete = True
         except grpc.RpcError:
             pass  # the client has disconnected; grpcio calls `cancel` too
@@ -73,14 +73,14 @@ class InferStream:
         return None if tracing is None else tracing.begin_call(self._metadata)
 
     def responses(self) -> Iterator[tuple[str, bytes | ServingError]]:
-        """Yields the id of each request that was read, and a serialised ModelInferResponse or an error."""
+        """Yields the result of each request that was read, as `_StreamedCall.wait` returns it."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._calls or self._has_ended)
                 if not self._calls:
                     return
                 call = self._calls[0]
-            yield call.request_id, call.wait()
+            yield call.wait()
             call.free()
             with self._changed:
                 self._calls.popleft()
@@ -106,7 +106,7 @@ class InferStream:
             self._changed.wait_for(lambda: len(self._calls) < MAX_IN_FLIGHT or self._has_ended)
             if self._has_ended:
                 return None
-            call = _StreamedCall(request_id(payload), self._service.message_memory, self._service.refusals)
+            call = _StreamedCall(payload, self._service.message_memory, self._service.refusals)
             self._calls.append(call)
             self._changed.notify_all()
             return call
@@ -116,21 +116,22 @@ class _StreamedCall:
     """A `ResponseSink` whose result can be waited for. Ignores all results but the first.
 
     Args:
-        request_id: the client's id; empty for none.
+        payload: the request.
         memory: counts a large response until `free` is called, as its client may not read it.
         refusals: counts a response for which there is no memory: the model's statistics have it as good.
     """
 
-    def __init__(self, request_id: str, memory: MessageMemory, refusals: Refusals) -> None:
-        self.request_id = request_id
+    def __init__(self, payload: bytes, memory: MessageMemory, refusals: Refusals) -> None:
+        self._payload = payload
         self._share = MemoryShare(memory)
         self._refusals = refusals
         self._is_done = threading.Event()
         self._result: bytes | ServingError = Cancelled("the client has cancelled the call")
+        self._failed_id = ""
         self._request: RequestHandle | None = None
 
-    def start(self, service: InferenceService, payload: bytes, context: RequestContext) -> None:
-        self._request = service.infer(payload, context, self)
+    def start(self, service: InferenceService, context: RequestContext) -> None:
+        self._request = service.infer(self._payload, context, self)
         if self._is_done.is_set() and self._request is not None:
             self._request.cancel()  # `cancel` may have run before `_request` was set; after a response it does nothing
 
@@ -156,11 +157,15 @@ class _StreamedCall:
         """Frees what the response takes of the message memory."""
         self._share.free()
 
-    def wait(self) -> bytes | ServingError:
+    def wait(self) -> tuple[str, bytes | ServingError]:
+        """Returns a serialised ModelInferResponse or an error; and with an error, the id that the client has given."""
         self._is_done.wait()
-        return self._result
+        return self._failed_id, self._result
 
     def _end(self, result: bytes | ServingError) -> None:
+        if isinstance(result, ServingError):  # only here: to look for the id is to split the request once more
+            self._failed_id = request_id(self._payload)
+        self._payload = b""
         if not self._is_done.is_set():
             self._result = result
             self._is_done.set()
