@@ -1,4 +1,4 @@
-"""The dynamic batcher of one model version: queues requests, runs them in batches, distributes the results.
+"""The dynamic batcher of one model version: queues requests, and runs them in batches.
 
 A batch is bounded by rows, not by requests. A free instance takes all queued requests at once, up to the target batch
 size; a timer runs only if the model's configuration sets a delay. A full queue refuses requests at once and says when
@@ -19,18 +19,17 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 from serving.backends import Backend
-from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError, Unavailable
+from serving.errors import DeadlineExceeded, ResourceExhausted, ServingError, Unavailable
+from serving.inference.answers import Answers
 from serving.inference.batch import ComputedBatch, QueuedRequest
 from serving.inference.instance import MAX_FAILED_BATCHES, Instance, RunOverdue
-from serving.inference.outputs import Outputs
 from serving.inference.priority_queue import PriorityQueue
 from serving.inference.rate_limiter import Turn
 from serving.inference.request_queue import BatchLimits, RequestQueue
 from serving.inference.responder import Responder
 from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
-from serving.observability.statistics import BatchTrigger, Reason, Statistics
-from serving.observability.tracing import RequestTrace
+from serving.observability.statistics import BatchTrigger, Statistics
 from serving.protocol.status import CANCELLED, NAMES, grpc_code
 
 logger = logging.getLogger(__name__)
@@ -88,6 +87,7 @@ class Batcher:
         self._is_open = True  # neither closing nor unhealthy
         self._ns_per_row = 0.0
         self._stopping = threading.Event()
+        self._answers = Answers(name, statistics, cache)
         self._instances = [Instance(name, backend, limits.max_batch_size > 0, check) for backend in backends]
         self._responder: Responder | None = None
         self._watchdog: Watchdog | None = None
@@ -169,7 +169,7 @@ class Batcher:
             BatcherClosed: `close` has been called.
         """
         if self._cache is not None and self._is_open and (outputs := self._cache.find(request)) is not None:
-            self._answer_hit(request, outputs)
+            self._answers.succeed_from_cache(request, outputs)
             return
         with self._lock:
             if self._is_open and self._queue.add(request):
@@ -186,7 +186,7 @@ class Batcher:
         """Answers a request that has no buffers yet, if its outputs are in the cache. Returns whether they are."""
         outputs = self._cache.look_up(request) if self._cache is not None and self._is_open else None
         if outputs is not None:
-            self._answer_hit(request, outputs)
+            self._answers.succeed_from_cache(request, outputs)
         return outputs is not None
 
     def cancel(self, request: QueuedRequest) -> None:
@@ -295,7 +295,9 @@ class Batcher:
                 if self._num_idle:
                     self._changed.notify()
         for request in expired:
-            self._fail(request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED")
+            self._answers.fail(
+                request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED"
+            )
         if requests:
             for result in instance.run_batch(requests, trigger):
                 if isinstance(result, ComputedBatch):
@@ -305,69 +307,18 @@ class Batcher:
         return True
 
     def _answer(self, batch: ComputedBatch) -> None:
-        """Gives each request its rows, and records the batch."""
-        arrivals = []
-        row = decoding_ns = 0
-        if self._cache is not None:
-            self._cache.keep(batch)
-        for request in batch.requests:
-            try:
-                request.finish(batch.outputs, row)
-                arrivals.append(request.arrived_ns)
-                decoding_ns += request.decoding_ns
-            except BaseException as error:
-                self._fail_response(request, error)
-            row += request.rows
-        answered_ns = time.monotonic_ns()
-        if traced := [(request.trace, request) for request in batch.requests if request.trace is not None]:
-            self._trace(batch, traced, answered_ns)
-        if arrivals:
-            times_ns = (*batch.times_ns, answered_ns)
-            self._statistics.record_batch(arrivals, batch.rows, times_ns, batch.trigger, decoding_ns)
+        answered_ns = self._answers.succeed(batch)
         if (watch := self.watch) is not None:
             watch(batch, answered_ns)
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
         with self._lock:
             self._num_running -= len(batch.requests)
 
-    def _answer_hit(self, request: QueuedRequest, outputs: Outputs) -> None:
-        try:
-            request.finish(outputs, 0)
-            self._statistics.record_cache_hit(request.arrived_ns, time.monotonic_ns())
-        except BaseException as error:
-            self._fail_response(request, error)
-
-    def _fail_response(self, request: QueuedRequest, error: BaseException) -> None:
-        """Answers a request whose response could not be built."""
-        if not isinstance(error, ServingError):
-            logger.error("model '%s': a response could not be built", self._name, exc_info=error)
-            error = Internal("the response could not be built; the server's log says why")
-        self._fail(request, error, "OTHER")
-
-    def _trace(
-        self, batch: ComputedBatch, traced: Sequence[tuple[RequestTrace, QueuedRequest]], answered_ns: int
-    ) -> None:
-        facts = {"convoy.model": self._name, "convoy.batch.rows": batch.rows, "convoy.batch.closed": batch.trigger}
-        try:
-            queued = [(trace, request.queued_ns) for trace, request in traced]
-            queued[0][0].add_batch(queued, batch.times_ns, facts | {"convoy.batch.requests": len(batch.requests)})
-            for trace, request in traced:
-                self._statistics.record_exemplar(trace.trace_id, answered_ns - request.arrived_ns)
-        except Exception:
-            logger.exception("model '%s': a batch could not be traced", self._name)
-
     def _fail_batch(self, requests: Sequence[QueuedRequest], error: ServingError) -> None:
         for request in requests:
-            self._fail(request, error, "BACKEND")
+            self._answers.fail(request, error, "BACKEND")
         with self._lock:
             self._num_running -= len(requests)
-
-    def _fail(self, request: QueuedRequest, error: ServingError, reason: Reason) -> None:
-        self._statistics.record_failure(reason, NAMES[grpc_code(error)], time.monotonic_ns() - request.arrived_ns)
-        try:
-            request.fail(error)
-        except BaseException:
-            logger.exception("model '%s': an error could not be sent", self._name)
 
     # ---- Instances that hang, or are broken --------------------------------------------------------------------------
 
@@ -433,7 +384,7 @@ class Batcher:
             self._is_open = False
             waiting = self._queue.clear()
         for request in waiting:
-            self._fail(request, self._unhealthy_error(), "REJECTED")
+            self._answers.fail(request, self._unhealthy_error(), "REJECTED")
         self.on_health_change()
 
     def _recover(self, instance: Instance) -> None:
