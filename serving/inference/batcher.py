@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import zip_longest
 
 from serving.backends import Backend
 from serving.errors import DeadlineExceeded, ResourceExhausted, ServingError, Unavailable
@@ -77,7 +78,6 @@ class Batcher:
         self._limits = limits
         self._statistics = statistics
         self._cache = cache
-        self._turns = turns
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._queue = RequestQueue(limits) if limits.policies is None else PriorityQueue(limits)
@@ -88,13 +88,14 @@ class Batcher:
         self._ns_per_row = 0.0
         self._stopping = threading.Event()
         self._answers = Answers(name, statistics, cache)
-        self._instances = [Instance(name, backend, limits.max_batch_size > 0, check) for backend in backends]
+        self._instances = [
+            Instance(name, backend, limits.max_batch_size > 0, check, turn)
+            for backend, turn in zip_longest(backends, turns)
+        ]
         self._responder: Responder | None = None
         self._watchdog: Watchdog | None = None
         self._threads = [
-            threading.Thread(
-                target=self._work, args=(instance, turns[index] if turns else None), name=f"{name}-{index}", daemon=True
-            )
+            threading.Thread(target=self._work, args=(instance,), name=f"{name}-{index}", daemon=True)
             for index, instance in enumerate(self._instances)
         ]
         try:
@@ -147,7 +148,7 @@ class Batcher:
     @property
     def resource_wait_s(self) -> float:
         """How long instances with a batch have waited for resources, summed over the instances."""
-        return sum(turn.waited_s for turn in self._turns)
+        return sum(instance.turn.waited_s for instance in self._instances if instance.turn is not None)
 
     @property
     def is_healthy(self) -> bool:
@@ -253,28 +254,28 @@ class Batcher:
 
     # ---- The threads -------------------------------------------------------------------------------------------------
 
-    def _work(self, instance: Instance, turn: Turn | None) -> None:
+    def _work(self, instance: Instance) -> None:
+        run = self._run_next_batch if instance.turn is None else self._run_in_turn
         is_closed = False
         while not is_closed:
             try:
-                is_closed = not (self._run_next_batch(instance) if turn is None else self._run_in_turn(instance, turn))
+                is_closed = not run(instance)
                 if not is_closed and instance.num_failed >= MAX_FAILED_BATCHES and instance.may_check():
-                    is_closed = not self._examine(instance, turn)
+                    is_closed = not self._examine(instance)
             except RunOverdue:
                 self._recover(instance)
             except BaseException:  # a bug: the thread must live on
                 logger.exception("model '%s': a batch was lost", self._name)
         instance.close()
-        if turn is not None:
-            turn.close()
 
-    def _run_in_turn(self, instance: Instance, turn: Turn) -> bool:
+    def _run_in_turn(self, instance: Instance) -> bool:
         """As `_run_next_batch`, of an instance that waits for resources, too. Another one may take its batch."""
+        assert instance.turn is not None
         with self._lock:
             trigger = self._wait_for_batch()
         if trigger is None:
             return False
-        with turn:
+        with instance.turn:
             return self._run_next_batch(instance, trigger)
 
     def _run_next_batch(self, instance: Instance, trigger: BatchTrigger | None = None) -> bool:
@@ -295,9 +296,8 @@ class Batcher:
                 if self._num_idle:
                     self._changed.notify()
         for request in expired:
-            self._answers.fail(
-                request, DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}"), "REJECTED"
-            )
+            error = DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}")
+            self._answers.fail(request, error, "REJECTED")
         if requests:
             for result in instance.run_batch(requests, trigger):
                 if isinstance(result, ComputedBatch):
@@ -335,20 +335,20 @@ class Batcher:
         """Answers for an instance that hangs, and for the queue if it was the last one."""
         limit_s = self._limits.batch_timeout_s
         error = DeadlineExceeded(f"model '{self._name}' did not finish the batch within {limit_s:g} s")
-        if self._turns:  # first of all: the instance may return, and take its next turn
-            self._turns[self._instances.index(instance)].end()
+        if instance.turn is not None:  # first of all: the instance may return, and take its next turn
+            instance.turn.end()
         logger.error("model '%s': an instance hangs: its batch takes longer than %g s", self._name, limit_s)
         self._fail_batch(requests, error)
         self._refuse_if_unhealthy()
 
-    def _examine(self, instance: Instance, turn: Turn | None) -> bool:
+    def _examine(self, instance: Instance) -> bool:
         """Checks an instance whose batches fail, and keeps it from others until its check passes.
 
         Returns:
             False if the batcher is closed before that.
         """
         pause_s = _FIRST_PAUSE_S
-        while failure := self._check(instance, turn):
+        while failure := self._check(instance):
             with self._lock:
                 is_known = bool(instance.failure) and not instance.is_hung
                 instance.is_hung, instance.failure = False, failure
@@ -362,13 +362,13 @@ class Batcher:
             self._recover(instance)
         return True
 
-    def _check(self, instance: Instance, turn: Turn | None) -> str:
+    def _check(self, instance: Instance) -> str:
         """Returns why the check of an instance fails; empty if it passes.
 
         Raises:
             RunOverdue: it passes after its time limit.
         """
-        with turn or nullcontext():
+        with instance.turn or nullcontext():
             try:
                 return instance.check()
             except RunOverdue as overdue:

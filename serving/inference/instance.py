@@ -15,6 +15,7 @@ from serving.backends import Backend
 from serving.errors import Internal
 from serving.inference.batch import ComputedBatch, FailedBatch, QueuedRequest, assemble
 from serving.inference.outputs import OutputChecker, Outputs
+from serving.inference.rate_limiter import Turn
 from serving.observability.statistics import BatchTrigger
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class Instance:
     Args:
         has_batch_dimension: whether the first dimension of all tensors is the batch.
         check: raises an error if a backend does not compute what it is known to compute; None if nothing is known.
+        turn: is taken while a batch runs; None if the instance waits for no resources.
 
     Attributes:
         attempt: the run in progress; None while the backend is idle.
@@ -104,7 +106,9 @@ class Instance:
         backend: Backend,
         has_batch_dimension: bool,
         check: Callable[[Backend], object] | None = None,
+        turn: Turn | None = None,
     ) -> None:
+        self.turn = turn
         self.attempt: Attempt | None = None
         self.is_hung = False
         self.num_failed = 0
@@ -233,11 +237,13 @@ class Instance:
             )
 
     def close(self) -> None:
-        """Closes the backend."""
+        """Closes the backend, and gives the turns up."""
         try:
             self._backend.close()
         except Exception:
             logger.exception("model '%s': an instance could not be closed", self._model_name)
+        if self.turn is not None:
+            self.turn.close()
 
 
 def _last_line(error: BaseException) -> str:
