@@ -98,17 +98,7 @@ class Batcher:
             threading.Thread(target=self._work, args=(instance,), name=f"{name}-{index}", daemon=True)
             for index, instance in enumerate(self._instances)
         ]
-        try:
-            self._responder, self._watchdog = self._make_responder(), self._make_watchdog()
-            self._respond = self._answer if self._responder is None else self._responder.hand_over
-            for thread in self._threads:
-                thread.start()
-        except RuntimeError:
-            self.close()
-            for thread in self._threads:
-                if thread.ident is None:  # it has not started: this one frees its instance
-                    thread.run()
-            raise
+        self._start()
 
     @property
     def num_queued(self) -> int:
@@ -254,6 +244,23 @@ class Batcher:
 
     # ---- The threads -------------------------------------------------------------------------------------------------
 
+    def _start(self) -> None:
+        limit_s = self._limits.batch_timeout_s
+        try:
+            if any(backend.uses_gpu for backend in self._backends):
+                self._responder = Responder(self._name, self._answer, 2 * len(self._backends))
+            if limit_s:
+                self._watchdog = Watchdog(self._name, self._instances, limit_s, self._lock, self._abandon)
+            self._respond = self._answer if self._responder is None else self._responder.hand_over
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError:
+            self.close()
+            for thread in self._threads:
+                if thread.ident is None:  # it has not started: this one frees its instance
+                    thread.run()
+            raise
+
     def _work(self, instance: Instance) -> None:
         run = self._run_next_batch if instance.turn is None else self._run_in_turn
         is_closed = False
@@ -321,15 +328,6 @@ class Batcher:
             self._num_running -= len(requests)
 
     # ---- Instances that hang, or are broken --------------------------------------------------------------------------
-
-    def _make_watchdog(self) -> Watchdog | None:
-        limit_s = self._limits.batch_timeout_s
-        return Watchdog(self._name, self._instances, limit_s, self._lock, self._abandon) if limit_s else None
-
-    def _make_responder(self) -> Responder | None:
-        if not any(backend.uses_gpu for backend in self._backends):
-            return None
-        return Responder(self._name, self._answer, 2 * len(self._backends))
 
     def _abandon(self, instance: Instance, requests: Sequence[QueuedRequest]) -> None:
         """Answers for an instance that hangs, and for the queue if it was the last one."""
