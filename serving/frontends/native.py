@@ -29,10 +29,10 @@ from serving.errors import ResourceExhausted, ServingError, StartupError
 from serving.frontends.common import limits
 from serving.frontends.common.address import UNIX, check_address, private_address, raise_backlog, socket_path
 from serving.frontends.common.auth import check_method, check_quota, check_token
-from serving.frontends.common.calls import ChangeThreads, log_failure, watched
-from serving.frontends.common.limits import OpenCalls
+from serving.frontends.common.change_threads import ChangeThreads
 from serving.frontends.common.services import Services
-from serving.frontends.common.status import code_without_response, shutting_down
+from serving.frontends.common.status import code_without_response, log_failure, shutting_down
+from serving.frontends.common.watches import Watches
 from serving.frontends.grpcio import GrpcioFrontend
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.models.changes import Caller
@@ -93,10 +93,8 @@ class NativeFrontend:
         self._methods = [(path, False) for path in unary] + [(HEALTH_WATCH, True)]
         self._paths = [path for path, _ in self._methods]
         self._calls: dict[int, _NativeCall] = {}
-        self._watches: dict[_NativeCall, Callable[[], None]] = {}
-        self._open_watches = OpenCalls(
-            "Watch", services.inference.refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST
-        )
+        self._watches = Watches(services.admin.health, services.inference.refusals)
+        self._end_of_watch: dict[_NativeCall, Callable[[], None]] = {}
         self._is_stopping = False
         self._changes = ChangeThreads(services.admin.blocking, services.inference.refusals)
         self._thread: threading.Thread | None = None
@@ -146,7 +144,7 @@ class NativeFrontend:
             return  # it never started
         self._is_stopping = True
         until = time.monotonic() + grace_s
-        for call in list(self._watches):
+        for call in list(self._end_of_watch):
             self._end_watch(call, shutting_down())
         self._streams.stop(grace_s)
         while self._calls and time.monotonic() < until:
@@ -246,27 +244,18 @@ class NativeFrontend:
             call.succeed(self._services.admin.unary[path](payload))
 
     def _watch(self, call: "_NativeCall", payload: bytes, peer: str) -> None:
-        name = watched(payload, self._open_watches)
-        self._open_watches.open(peer)
-
         def send(state: int) -> None:
             message = health_response(state).SerializeToString()
             if self._front.stream_try_send(call.call_id, message) == STREAM_FULL:
                 self._end_watch(call, ResourceExhausted("the client does not read the health updates"))
 
-        unsubscribe = self._services.admin.health.watch(name, send)
-
-        def end() -> None:
-            unsubscribe()
-            self._open_watches.close(peer)
-
-        self._watches[call] = end
+        self._end_of_watch[call] = self._watches.open(payload, peer, send)
         if self._is_stopping:  # since the check in `_dispatch`
             self._end_watch(call, shutting_down())
 
     def _end_watch(self, call: "_NativeCall", error: ServingError | None = None) -> None:
         """Ends a health subscription, if the call is one; with an error if its client is still connected."""
-        end = self._watches.pop(call, None)
+        end = self._end_of_watch.pop(call, None)
         if end is not None:
             end()
             if error is not None:

@@ -1,8 +1,11 @@
-"""The code with which a call ends that gets no response, and the error of calls during a stop."""
+"""How calls end that get no response, come during a stop, or fail in a way that nobody expects."""
 
+import logging
 import time
 
-from serving.errors import Unavailable
+from serving.errors import Internal, Unavailable
+
+logger = logging.getLogger(__name__)
 
 _CANCELLED = 1
 _DEADLINE_EXCEEDED = 4
@@ -20,3 +23,9 @@ def code_without_response(deadline: float | None) -> int:
 def shutting_down() -> Unavailable:
     """Returns the error for calls that arrive, or are still open, while the server stops."""
     return Unavailable("the server is shutting down")
+
+
+def log_failure(path: str) -> Internal:
+    """Logs the exception that is being handled. Returns the error for the client."""
+    logger.exception("%s failed", path)
+    return Internal("the server failed; its log says why")

@@ -12,12 +12,10 @@ from convoy.auth import Principal
 from convoy.grpc_core import as_details
 from serving.errors import InvalidArgument, ServingError
 from serving.frontends.common.auth import check_method, check_quota, check_token
-from serving.frontends.common.calls import log_failure, watched
-from serving.frontends.common.limits import OpenCalls
-from serving.frontends.common.status import code_without_response, shutting_down
+from serving.frontends.common.status import code_without_response, log_failure, shutting_down
+from serving.frontends.common.watches import Watches
 from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
-from serving.observability.health import Health
 from serving.observability.tracing import RequestTrace
 from serving.protocol.admin import health_response
 from serving.protocol.methods import INFER
@@ -176,22 +174,14 @@ class WatchCall(Call):
         self._error: ServingError | None = None
         self._unsubscribe: Callable[[], None] | None = None
 
-    def watch(self, payload: bytes, health: Health, open_calls: OpenCalls) -> None:
+    def watch(self, payload: bytes, watches: Watches) -> None:
         """Sends the state of the service that the message names, and each change.
 
         Raises:
             InvalidArgument: the message is malformed.
             ResourceExhausted: too many calls are open.
         """
-        name, peer = watched(payload, open_calls), self.peer()
-        open_calls.open(peer)
-        unsubscribe = health.watch(name, self.send)
-
-        def end() -> None:
-            unsubscribe()
-            open_calls.close(peer)
-
-        self._unsubscribe = end
+        self._unsubscribe = watches.open(payload, self.peer(), self.send)
         self._queue.watches.add(self)
         if self._queue.is_stopping:  # since the call began
             self.fail(shutting_down())

@@ -17,11 +17,10 @@ import grpc
 from grpc._cython import cygrpc
 
 from convoy.auth import TokenFile
-from serving.frontends.common import limits
-from serving.frontends.common.calls import ChangeThreads
-from serving.frontends.common.limits import OpenCalls
+from serving.frontends.common.change_threads import ChangeThreads
 from serving.frontends.common.services import Services
 from serving.frontends.common.status import shutting_down
+from serving.frontends.common.watches import Watches
 from serving.frontends.grpcio.calls import Call, Method, WatchCall
 from serving.inference.request import NO_CONTEXT, RequestContext
 from serving.models.changes import Caller
@@ -68,7 +67,7 @@ class CompletionQueue:
         self._services = services
         self._refusals = refusals = services.inference.refusals
         self._changes = ChangeThreads(services.admin.blocking, refusals)
-        self._open_watches = OpenCalls("Watch", refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
+        self._watches = Watches(services.admin.health, refusals)
         self._num_requested = 0
         self._thread = threading.Thread(target=self._take_events, name="grpcio-calls", daemon=True)
 
@@ -102,7 +101,7 @@ class CompletionQueue:
 
     def _methods(self) -> Iterator[Method]:
         yield self._method(INFER, Call, self._infer)
-        yield self._method(HEALTH_WATCH, WatchCall, self._watch)
+        yield self._method(HEALTH_WATCH, WatchCall, partial(WatchCall.watch, watches=self._watches))
         for path, handler in self._services.admin.unary.items():
             yield self._method(path, Call, partial(_respond, handler))
         for path in self._services.admin.blocking:
@@ -115,9 +114,6 @@ class CompletionQueue:
         is_plain = call.deadline is None and call.principal is None and call.trace is None
         context = NO_CONTEXT if is_plain else RequestContext(call.deadline, call.principal, call.trace)
         call.request = self._services.inference.infer(payload, context, call)
-
-    def _watch(self, call: WatchCall, payload: bytes) -> None:
-        call.watch(payload, self._services.admin.health, self._open_watches)
 
     def _start_change(self, path: str, call: Call, payload: bytes) -> None:
         self._changes.start(call, path, payload, Caller(call.deadline, lambda: call.has_ended))

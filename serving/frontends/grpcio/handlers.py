@@ -13,8 +13,8 @@ from convoy.auth import TokenFile
 from serving.errors import Cancelled, PermissionDenied, ServingError, Unauthenticated, Unsupported, quote
 from serving.frontends.common import limits
 from serving.frontends.common.auth import check_method, check_token
-from serving.frontends.common.calls import log_failure
 from serving.frontends.common.services import Services
+from serving.frontends.common.status import log_failure
 from serving.frontends.grpcio.infer_stream import InferStream
 from serving.frontends.grpcio.rpc import abort, deadline_after, logged, metered, on_termination
 from serving.frontends.grpcio.streams import OpenStreams, reflect, stream_infer, watch

@@ -20,9 +20,9 @@ from protos.pool import POOL
 from serving.errors import ServingError, Unavailable
 from serving.frontends.common import limits
 from serving.frontends.common.auth import admit, credentials_of, token_revoked
-from serving.frontends.common.calls import watched
 from serving.frontends.common.limits import OpenCalls
 from serving.frontends.common.status import shutting_down
+from serving.frontends.common.watches import Watches
 from serving.frontends.grpcio.infer_stream import InferStream
 from serving.frontends.grpcio.rpc import abort, deadline_after, on_termination
 from serving.inference.service import InferenceService
@@ -164,15 +164,14 @@ def _start(reader: threading.Thread, calls: OpenCalls) -> None:
 
 def watch(health: Health, streams: OpenStreams, refusals: Refusals) -> grpc.RpcMethodHandler:
     """Returns the handler of Watch: sends a service's state, then each change, until the client or server ends it."""
-
-    calls = OpenCalls("Watch", refusals, limits.MAX_WATCHES, limits.MAX_WATCHES_PER_HOST)
+    watches = Watches(health, refusals)
 
     def handle(payload: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         states: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         on_termination(context, lambda: states.put(None))
         try:
-            name = watched(payload, calls)
-            with streams.register(calls, context.peer(), lambda: states.put(None)):
+            name = watches.service(payload)
+            with streams.register(watches.open_calls, context.peer(), lambda: states.put(None)):
                 unsubscribe = health.watch(name, states.put)
                 try:
                     while (state := states.get()) is not None:

@@ -18,8 +18,7 @@ from convoy.auth import TokenFile
 from convoy.same_origin import HostCheck
 from serving.errors import ServingError
 from serving.frontends.common.auth import INFERS
-from serving.frontends.common.calls import log_failure
-from serving.frontends.common.status import shutting_down
+from serving.frontends.common.status import log_failure, shutting_down
 from serving.frontends.http.executor import BoundedExecutor
 from serving.frontends.http.infer import HEADER_LENGTH, LoopBridge, Result, response_headers
 from serving.frontends.http.responses import error_response

@@ -1,52 +1,16 @@
-"""Answers calls, on the thread that received them or, for those that take seconds, on one of a few others."""
+"""Threads for the calls that load and unload models, which take seconds."""
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 
 from convoy.threads import ThreadPool
-from serving.errors import Internal, InvalidArgument, ServingError
+from serving.errors import ServingError
 from serving.frontends.common import limits
-from serving.frontends.common.limits import OpenCalls
+from serving.frontends.common.status import log_failure
 from serving.inference.request import ResponseSink
 from serving.models.changes import Caller
 from serving.observability.calls import method_of_rpc
 from serving.observability.refusals import Refusals
-from serving.protocol.admin import watched_service
-
-logger = logging.getLogger(__name__)
-
-
-def respond(sink: ResponseSink[bytes], path: str, handler: Callable[[], bytes]) -> None:
-    """Answers a call with what its handler returns or raises."""
-    try:
-        sink.succeed(handler())
-    except ServingError as error:
-        sink.fail(error)
-    except Exception:
-        sink.fail(log_failure(path))
-
-
-def log_failure(path: str) -> Internal:
-    """Logs the exception that is being handled. Returns the error for the client."""
-    logger.exception("%s failed", path)
-    return Internal("the server failed; its log says why")
-
-
-def watched(payload: bytes, calls: OpenCalls) -> str:
-    """Returns the service that a Watch call's message names.
-
-    Args:
-        calls: counts the call if it is refused.
-
-    Raises:
-        InvalidArgument: the message is malformed, or too long.
-    """
-    try:
-        return watched_service(payload)
-    except InvalidArgument as error:
-        calls.count_refused(error)
-        raise
 
 
 class ChangeThreads:
@@ -73,10 +37,17 @@ class ChangeThreads:
             error = limits.too_many_changes()
             self._refusals.count_error(error, method=method_of_rpc(path))
             raise error
-        handler = self._handlers[path]
-        change = self._threads.submit(respond, sink, path, lambda: handler(payload, caller))
+        change = self._threads.submit(self._make, sink, path, payload, caller)
         change.add_done_callback(lambda _: self._free.release())
 
     def close(self) -> None:
         """Starts no further change. Those that run end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _make(self, sink: ResponseSink[bytes], path: str, payload: bytes, caller: Caller) -> None:
+        try:
+            sink.succeed(self._handlers[path](payload, caller))
+        except ServingError as error:
+            sink.fail(error)
+        except Exception:
+            sink.fail(log_failure(path))
