@@ -47,7 +47,10 @@ def build_middleware(
     max_body_bytes: int,
 ) -> list[Middleware]:
     """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
-    middleware = [Middleware(DrainMiddleware, services=services, server=server)]
+    refusals = services.inference.refusals
+    middleware = []
+    if access_log is not None:
+        middleware.append(Middleware(AccessLogMiddleware, access_log=access_log))
     if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -58,12 +61,9 @@ def build_middleware(
             expose_headers=CORS_EXPOSED,
             max_age=CORS_MAX_AGE_S,
         )
-        middleware.insert(0, cors)
-    if access_log is not None:
-        middleware.insert(0, Middleware(AccessLogMiddleware, access_log=access_log))
-    refusals = services.inference.refusals
-    hosts = checked_hosts(server, tokens, settings)
-    if hosts is not None:
+        middleware.append(cors)
+    middleware.append(Middleware(DrainMiddleware, services=services, server=server))
+    if (hosts := checked_hosts(server, tokens, settings)) is not None:
         middleware.append(Middleware(HostMiddleware, hosts=hosts, refusals=refusals))
     if tokens is not None:
         auth = Middleware(
