@@ -236,32 +236,36 @@ class RunFolder:
         if resume == "never":
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
         differences = known.fingerprint.differences(self.fingerprint)
-        for name, theirs, ours in sorted(differences, key=_is_consequence):
-            if name == "recipe.precision":
+        if differences:
+            reason = self._describe_difference(*min(differences, key=_is_consequence))
+            raise ConfigError(f"--run-dir {self.path}{reason}")
+
+    def _describe_difference(self, name: str, theirs: Any, ours: Any) -> str:
+        """Returns how the run in the folder differs from this one, and what the user can do."""
+        match name:
+            case "recipe.precision":
                 remedy = _TO_KEEP_PRECISION[theirs]
                 if self._is_in_study:  # which is continued with the same options only
                     remedy = "continue the study on the same kind of machine, or choose another --run-dir"
-                raise ConfigError(
-                    f"--run-dir {self.path}: this run computes in {theirs}, and this command, on this hardware, would "
-                    f"compute in {ours}: {remedy}"
+                return (
+                    f": this run computes in {theirs}, and this command, on this hardware, would compute in {ours}: "
+                    f"{remedy}"
                 )
-            if name == "gradients":
+            case "gradients":
                 remedy = "with" if theirs else "without"
-                raise ConfigError(
-                    f"--run-dir {self.path}: this run adds up gradients in {theirs or 'float32'}: continue {remedy} "
+                return (
+                    f": this run adds up gradients in {theirs or 'float32'}: continue {remedy} "
                     "--gradient-reduction ddp-bfloat16"
                 )
-            if name == "compiled":
+            case "compiled":
                 steps, remedy = ("compiled", "with") if theirs else ("not compiled", "without")
-                raise ConfigError(f"--run-dir {self.path}: this run's steps are {steps}: continue {remedy} --compile")
-            if name == "dataset_sha256" and image_folder(self.fingerprint.dataset):
-                raise ConfigError(
-                    f"--run-dir {self.path}: the folder of images is not what this run is trained on: images have been "
-                    "added, changed or removed since, or others are left out; undo that, or choose another --run-dir"
+                return f": this run's steps are {steps}: continue {remedy} --compile"
+            case "dataset_sha256" if image_folder(self.fingerprint.dataset):
+                return (
+                    ": the folder of images is not what this run is trained on: images have been added, changed or "
+                    "removed since, or others are left out; undo that, or choose another --run-dir"
                 )
-            raise ConfigError(
-                f"--run-dir {self.path} is of another run: its {name} is {theirs}, not {ours}; choose another folder"
-            )
+        return f" is of another run: its {name} is {theirs}, not {ours}; choose another folder"
 
 
 @contextmanager
