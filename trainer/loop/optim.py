@@ -5,6 +5,7 @@ takes convolution filters (torch.optim.Muon takes matrices only), and the first 
 torch._dynamo, which takes as long as importing torch itself.
 """
 
+from dataclasses import dataclass
 from itertools import compress, zip_longest
 from typing import Any
 
@@ -14,6 +15,20 @@ from torch import nn
 from trainer.kernels.updates import SgdTensor, cast, sgd
 from trainer.loop.muon import BatchedMuon, muon_step
 from trainer.recipes import ParamGroup
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensors:
+    """Parameters, and those tensors for each of them that their optimizer needs; the other lists are empty."""
+
+    weights: list[torch.Tensor]
+    momenta: list[torch.Tensor]
+    squares: list[torch.Tensor]
+
+    def with_gradients(self) -> "_Tensors":
+        """Returns the parameters that have a gradient, and what belongs to them."""
+        known = [weight.grad is not None for weight in self.weights]
+        return _Tensors(*(list(compress(each, known)) for each in (self.weights, self.momenta, self.squares)))
 
 
 class Optimizer:
@@ -32,25 +47,25 @@ class Optimizer:
         self._momenta = [_zeros(parameters, if_needed=_has_momentum(group)) for group, parameters in groups]
         self._squares = [_zeros(parameters, if_needed=group.optimizer == "adamw") for group, parameters in groups]
         # Groups with equal settings are updated together, in as few operations as there are different settings.
-        self._work: dict[ParamGroup, tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]] = {}
+        self._work: dict[ParamGroup, _Tensors] = {}
         for (group, parameters), momenta, squares in zip(groups, self._momenta, self._squares, strict=True):
-            mine = self._work.setdefault(group, ([], [], []))
-            mine[0].extend(parameters)
-            mine[1].extend(momenta)
-            mine[2].extend(squares)
+            mine = self._work.setdefault(group, _Tensors([], [], []))
+            mine.weights.extend(parameters)
+            mine.momenta.extend(momenta)
+            mine.squares.extend(squares)
         self._sgd = [
             SgdTensor(weight, momentum, float(group.lr), float(group.weight_decay), float(group.momentum))
-            for group, (weights, momenta, _) in self._work.items()
+            for group, mine in self._work.items()
             if group.optimizer == "sgd"
-            for weight, momentum in zip_longest(weights, momenta)
+            for weight, momentum in zip_longest(mine.weights, mine.momenta)
         ]
         self._muon = {
-            group: BatchedMuon(weights) for group, (weights, _, _) in self._work.items() if group.optimizer == "muon"
+            group: BatchedMuon(mine.weights) for group, mine in self._work.items() if group.optimizer == "muon"
         }
         # On the device, so that a CUDA graph can count; float64, as 1 - beta2^t has few digits left in float32.
         self._num_steps: torch.Tensor | None = None
         if any(self._squares):
-            device = next(weights[0].device for weights, _, squares in self._work.values() if squares)
+            device = next(mine.squares[0].device for mine in self._work.values() if mine.squares)
             self._num_steps = torch.zeros((), dtype=torch.float64, device=device)
 
     @torch.no_grad()
@@ -73,43 +88,43 @@ class Optimizer:
 
     def _muon_by_kernels(self, group: ParamGroup, lr_factor: torch.Tensor) -> bool:
         """Updates a group by Muon's kernels; returns whether there are some for it."""
-        weights, momenta, _ = self._work[group]
-        gradients = [weight.grad for weight in weights if weight.grad is not None]
-        if len(gradients) < len(weights):
+        mine, momentum, lr = self._work[group], float(group.momentum), float(group.lr)
+        gradients = [weight.grad for weight in mine.weights if weight.grad is not None]
+        if len(gradients) < len(mine.weights):
             return False
-        return self._muon[group].step_by_kernels(gradients, momenta, float(group.momentum), float(group.lr), lr_factor)
+        return self._muon[group].step_by_kernels(gradients, mine.momenta, momentum, lr, lr_factor)
 
     def _step_by_torch(self, group: ParamGroup, lr_factor: torch.Tensor) -> None:
-        weights, momenta, squares = _with_gradients(*self._work[group])
-        updates, lr = _gradients(weights), lr_factor * group.lr
+        mine = self._work[group].with_gradients()
+        updates, lr = _gradients(mine.weights), lr_factor * group.lr
         if not updates:
             return
-        if squares:
+        if mine.squares:
             assert self._num_steps is not None
-            updates = _adamw_updates(group, updates, momenta, squares, self._num_steps)
-        elif momenta:
-            torch._foreach_mul_(momenta, group.momentum)
-            torch._foreach_add_(momenta, updates)
-            updates = list(torch._foreach_add(updates, momenta, alpha=group.momentum))
+            updates = _adamw_updates(group, updates, mine, self._num_steps)
+        elif mine.momenta:
+            torch._foreach_mul_(mine.momenta, group.momentum)
+            torch._foreach_add_(mine.momenta, updates)
+            updates = list(torch._foreach_add(updates, mine.momenta, alpha=group.momentum))
         if group.optimizer == "muon":
-            self._muon_step(group, weights, updates, lr)
+            self._muon_step(group, mine.weights, updates, lr)
             return
         if group.weight_decay:
-            torch._foreach_mul_(weights, 1 - lr * group.weight_decay)
-        torch._foreach_sub_(weights, list(torch._foreach_mul(updates, lr)))
+            torch._foreach_mul_(mine.weights, 1 - lr * group.weight_decay)
+        torch._foreach_sub_(mine.weights, list(torch._foreach_mul(updates, lr)))
 
     def _muon_step(
         self, group: ParamGroup, weights: list[torch.Tensor], updates: list[torch.Tensor], lr: torch.Tensor
     ) -> None:
-        if weights[0].is_cuda and len(weights) == len(self._work[group][0]):
+        if weights[0].is_cuda and len(weights) == len(self._work[group].weights):
             self._muon[group].step(updates, lr)
         else:
             muon_step(weights, updates, lr)
 
     def zero_grad(self) -> None:
         """Sets the gradients to None, so that the next backward pass writes them instead of adding to them."""
-        for weights, _, _ in self._work.values():
-            for weight in weights:
+        for mine in self._work.values():
+            for weight in mine.weights:
                 weight.grad = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -128,21 +143,13 @@ class Optimizer:
 
         A norm that is not finite makes all gradients NaN: the run must end, not go on without moving.
         """
-        weights = [weight for weights, _, _ in self._work.values() for weight in weights if weight.grad is not None]
+        weights = [weight for mine in self._work.values() for weight in mine.weights if weight.grad is not None]
         known = _gradients(weights)
         for weight, gradient in zip(weights, known, strict=True):
             weight.grad = gradient
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(known)))
         scale = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(known, torch.where(norm.isfinite(), scale, torch.nan))
-
-
-def _with_gradients(
-    weights: list[torch.Tensor], momenta: list[torch.Tensor], squares: list[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """Returns the weights that have a gradient, and what belongs to them."""
-    known = [weight.grad is not None for weight in weights]
-    return list(compress(weights, known)), list(compress(momenta, known)), list(compress(squares, known))
 
 
 def _gradients(weights: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -170,17 +177,14 @@ def _load(groups: list[list[torch.Tensor]], saved: list[list[torch.Tensor]]) -> 
 
 
 def _adamw_updates(
-    group: ParamGroup,
-    gradients: list[torch.Tensor],
-    means: list[torch.Tensor],
-    squares: list[torch.Tensor],
-    num_steps: torch.Tensor,
+    group: ParamGroup, gradients: list[torch.Tensor], mine: _Tensors, num_steps: torch.Tensor
 ) -> list[torch.Tensor]:
     """Updates the means of gradients and of their squares; returns AdamW's updates for a learning rate of 1.
 
     Args:
         num_steps: float64 scalar, with this step.
     """
+    means, squares = mine.momenta, mine.squares
     torch._foreach_lerp_(means, gradients, 1 - group.beta1)
     torch._foreach_mul_(squares, group.beta2)
     torch._foreach_addcmul_(squares, gradients, gradients, 1 - group.beta2)
