@@ -26,8 +26,9 @@ from trainer.ranks.environment import RankEnvironment
 from trainer.ranks.world import World
 from trainer.records.checkpoint import weights_sha256
 from trainer.records.run_folder import RunFolder
+from trainer.results import evaluate_on_test_set, validate
 from trainer.signals import StopRequest
-from trainer.train import evaluate_on_test_set, setup, validate
+from trainer.train import setup
 
 
 def evaluate_run(config: EvaluateConfig) -> None:

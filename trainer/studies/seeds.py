@@ -24,6 +24,7 @@ from trainer.ranks.world import World
 from trainer.recipes import Recipe
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
+from trainer.results import evaluate_on_test_set, summarize, validate
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
@@ -40,7 +41,6 @@ from trainer.studies.trials import (
     train_trials,
     wait_for_trials,
 )
-from trainer.train import evaluate_on_test_set, summarize, validate
 
 DIVERGED_FILE = "diverged.json"
 

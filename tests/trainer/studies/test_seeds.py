@@ -23,9 +23,10 @@ from trainer.loop.run import Run
 from trainer.recipes import RECIPES
 from trainer.records.run_folder import RunFolder
 from trainer.report.figures import style
+from trainer.results import evaluate_on_test_set
 from trainer.studies.seeds import SeedsConfig, study_seeds
 from trainer.studies.seeds_page import SeedResults, make_page
-from trainer.train import evaluate_on_test_set, train
+from trainer.train import train
 
 
 @pytest.fixture
