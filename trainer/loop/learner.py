@@ -32,7 +32,7 @@ from trainer.models.start import starting_network
 from trainer.network_files import has_weights
 from trainer.ranks.data_parallel import NUM_EAGER_STEPS as NUM_EAGER_STEPS_OF_DDP
 from trainer.ranks.world import World
-from trainer.recipes import ParameterKind, ParamGroup, Recipe, TestTimeViews
+from trainer.recipes import ParameterKind, ParamGroup, Precision, Recipe, TestTimeViews
 
 CPU = torch.device("cpu")
 NUM_WHITENING_IMAGES = 5000
@@ -51,7 +51,7 @@ class Learner:
         model: the classifier on the rank's device, without wrappers.
         step: updates the model by a batch; returns float32 `[2]`, the sum of losses and the number of correct answers
             over all ranks.
-        device: the rank's device.
+        precision: of the training steps on this machine.
         train_step: what `step` computes: the same, or one that a CUDA graph replays.
         average: the moving average of the weights, if the recipe has one. It is what is evaluated.
     """
@@ -60,19 +60,14 @@ class Learner:
     optimizer: Optimizer
     step: Step
     train_step: TrainStep
+    precision: Precision
     recipe: Recipe
-    device: torch.device
     average: WeightAverage[Classifier] | None = None
 
     @property
     def evaluated_model(self) -> Classifier:
         """The network that `predict` computes: that of the averaged weights, or of the trained ones."""
         return self.model if self.average is None else self.average.model
-
-    @property
-    def precision(self) -> str:
-        """The precision of the training steps on this machine."""
-        return self.recipe.as_computed_on(self.device).precision
 
     def predict(self, pixels: torch.Tensor) -> torch.Tensor:
         """Returns logits for one view of each image, as the exported model computes them: in float32.
@@ -150,13 +145,7 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
         ConfigError: the network cannot take images of this size, normalises over single values, or cannot be compiled.
     """
     model = initial_model(recipe, dataset, train_indices, seed, log, device=world.device)
-    first = dataset.train.take(train_indices[:1])
-    if recipe.global_batch_size <= world.num_shards and has_single_values(model, first):
-        raise ConfigError(
-            f"a batch norm of {recipe.network} would get one value per channel, as each shard of the batch has one "
-            f"image: use a larger --global-batch-size, fewer shards or ranks, or larger images"
-        )
-    _check_resolutions(recipe, model, first)
+    _check_network(recipe, model, dataset.train.take(train_indices[:1]), world.num_shards)
     model.to(memory_format=torch.channels_last).to(world.device)
     world.broadcast([*model.parameters(), *model.buffers()])
     optimizer = Optimizer(parameter_groups(model, recipe), clip_norm=recipe.clip_norm)
@@ -184,8 +173,8 @@ def build_learner(  # noqa: PLR0913 (what decides a learner)
         optimizer=optimizer,
         train_step=step,
         step=_graphed(step, recipe, world, log) if world.device.type == "cuda" else step,
+        precision=precision,
         recipe=recipe,
-        device=world.device,
         average=average,
     )
 
@@ -203,18 +192,24 @@ def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str],
     return GraphedStepByKind(make) if has_kinds else make()
 
 
-def _check_resolutions(recipe: Recipe, model: Classifier, images: torch.Tensor) -> None:
-    """Checks that the network takes images of the sizes of the recipe's `resolutions`.
+def _check_network(recipe: Recipe, model: Classifier, image: torch.Tensor, num_shards: int) -> None:
+    """Checks that the network can train on images as the recipe asks, whole and in the sizes of its `resolutions`.
 
     Args:
-        images: uint8 `[B, C, H, W]`, of which the first is used.
+        image: uint8 `[1, C, H, W]`.
+        num_shards: number of shards of a global batch.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it cannot.
     """
+    if recipe.global_batch_size <= num_shards and has_single_values(model, image):
+        raise ConfigError(
+            f"a batch norm of {recipe.network} would get one value per channel, as each shard of the batch has one "
+            f"image: use a larger --global-batch-size, fewer shards or ranks, or larger images"
+        )
     for _, size in recipe.resolutions:
         try:
-            run_once(model, resize(images[:1], size))
+            run_once(model, resize(image, size))
         except RuntimeError:
             raise ConfigError(
                 f"{recipe.network} cannot take images of {size} pixels, as resolutions asks: choose a larger size, or "
