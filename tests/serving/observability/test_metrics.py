@@ -14,7 +14,8 @@ from serving.inference.message_memory import MessageMemory
 from serving.inference.request import NO_CONTEXT, InferInput, InferRequest, InferResponse
 from serving.inference.request_queue import BatchLimits
 from serving.inference.service import InferenceService
-from serving.observability.metrics import MODEL_METRICS, NAMES, Metrics
+from serving.observability.metrics import NAMES, Metrics
+from serving.observability.model_metrics import MODEL_METRICS
 from serving.observability.refusals import Refusals
 from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, backend_of, echo, make_service, twice
 
