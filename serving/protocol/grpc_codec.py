@@ -4,7 +4,7 @@ Responses are written field by field, without protobuf objects: the output tenso
 all responses of a plan share are kept (https://protobuf.dev/programming-guides/encoding/).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -59,14 +59,32 @@ def parse_request(split: SplitRequest) -> InferRequest:
     """
     check_budget(split.header)
     message = decode(ModelInferRequest, split.header)
-    raw = split.tensors
-    typed = [tensor.name for tensor in message.inputs if tensor.HasField("contents")]
+    inputs = _parse_inputs(message.inputs, split.tensors)
+    outputs = [requested_output(output.name, parameter_values(output.parameters)) for output in message.outputs]
+    return InferRequest(
+        model_name=message.model_name,
+        model_version=message.model_version,
+        id=split.request_id,
+        inputs=inputs,
+        outputs=outputs,
+        parameters=parameter_values(message.parameters),
+        uses_shared_memory=any(given.shared for given in inputs) or any(output.shared for output in outputs),
+    )
+
+
+def _parse_inputs(tensors: Sequence[ModelInferRequest.InferInputTensor], raw: Sequence[memoryview]) -> list[InferInput]:
+    """Returns the inputs.
+
+    Args:
+        raw: their data, or those of the ones that are not in shared memory; empty if they have contents of their own.
+    """
+    typed = [tensor.name for tensor in tensors if tensor.HasField("contents")]
     if raw and typed:
         raise InvalidArgument(
             f"contents of input {quote(typed[0])} and raw_input_contents are both given: "
             "expected one form for all inputs"
         )
-    shared = [shared_range(parameter_values(tensor.parameters)) for tensor in message.inputs]
+    shared = [shared_range(parameter_values(tensor.parameters)) for tensor in tensors]
     num_raw = shared.count(None)
     if raw and len(raw) not in (num_raw, len(shared)):
         raise InvalidArgument(
@@ -74,7 +92,7 @@ def parse_request(split: SplitRequest) -> InferRequest:
         )
     entries = iter(raw)
     inputs = []
-    for tensor, where in zip(message.inputs, shared, strict=True):
+    for tensor, where in zip(tensors, shared, strict=True):
         if len(tensor.shape) > MAX_RANK:
             raise InvalidArgument(
                 f"input {quote(tensor.name)} has {len(tensor.shape)} dimensions: at most {MAX_RANK} are accepted"
@@ -84,16 +102,7 @@ def parse_request(split: SplitRequest) -> InferRequest:
         else:
             data = b"" if where is not None and not tensor.HasField("contents") else _elements(tensor)
         inputs.append(InferInput(tensor.name, tensor.datatype, tuple(tensor.shape), data, where))
-    outputs = [requested_output(output.name, parameter_values(output.parameters)) for output in message.outputs]
-    return InferRequest(
-        model_name=message.model_name,
-        model_version=message.model_version,
-        id=split.request_id,
-        inputs=inputs,
-        outputs=outputs,
-        parameters=parameter_values(message.parameters),
-        uses_shared_memory=num_raw < len(shared) or any(output.shared for output in outputs),
-    )
+    return inputs
 
 
 def parameter_values(parameters: Mapping[str, InferParameter | ModelRepositoryParameter]) -> dict[str, Any]:
