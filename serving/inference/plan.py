@@ -231,8 +231,6 @@ def _requested_outputs(model: Model, request: InferRequest) -> tuple[tuple[int, 
                 f"unexpected inference output {quote(output.name)}: "
                 f"model '{model.spec.name}' has {_names(list(indices))}"
             )
-        if output.classification < 0:
-            raise InvalidArgument(f"classification of output '{output.name}' must be positive")
         if output.classification and specs[indices[output.name]].datatype.size == 0:
             raise InvalidArgument(f"output '{output.name}' holds strings, which have no classification")
     return tuple((indices[output.name], output.classification) for output in request.outputs)
