@@ -140,7 +140,7 @@ def test_a_dry_run_shows_the_command_and_a_key_submits_once(jobs: Callable[..., 
         ("show 7", "there is no job 7"),
         ("list --store jobs.bd", "--store jobs.bd does not exist: convoy jobs submit makes it"),
         ("submit --store .", "cannot be opened: Is a directory"),
-        ("list --service '\udcff'", "must be HOST:PORT"),
+        ("list --service 'a\x07'", "must be HOST:PORT"),
         ("logs 7", "there is no job 7"),
     ],
 )
