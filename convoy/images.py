@@ -84,25 +84,27 @@ def use_image(
     Raises:
         ImageError: the file cannot be opened, or `use` fails.
     """
-    from PIL import Image
-
     with explain_decode_errors(None if isinstance(source, bytes) else source):
         try:
-            with Image.open(_Content(source) if isinstance(source, bytes) else source, formats=formats) as image:
-                if image.format == "EPS":  # Pillow would have Ghostscript run it
-                    raise ImageError("it is a program in PostScript: convert it to PNG")
-                return use(image)
+            return _use(source, use, formats)
         except ImageError:
             raise
         except Exception as error:
             try:
-                data = without_metadata(_content(source)) or b""
-                with Image.open(_Content(data), formats=formats) as image:
-                    result = use(image)
+                result = _use(without_metadata(_content(source)) or b"", use, formats)
             except Exception:
                 raise error from None
             warnings.warn("its metadata are damaged and not used", stacklevel=2)
             return result
+
+
+def _use(source: Path | bytes, use: Callable[["Image"], Result], formats: tuple[str, ...] | None) -> Result:
+    from PIL import Image
+
+    with Image.open(_Content(source) if isinstance(source, bytes) else source, formats=formats) as image:
+        if image.format == "EPS":  # Pillow would have Ghostscript run it
+            raise ImageError("it is a program in PostScript: convert it to PNG")
+        return use(image)
 
 
 class _Content(BytesIO):
