@@ -101,7 +101,8 @@ def _missing(parts: Sequence[Sequence[str]]) -> str:
     if not parts or not parts[0][0].startswith("Missing from "):
         return ""
     unknown = [word for part in parts if part[0].startswith("Unrecognized options") for word in _entries(part)]
-    return f"missing {' and '.join(_entries(parts[0]))}" + (f", and unrecognized {' '.join(unknown)}" if unknown else "")
+    missing = f"missing {' and '.join(_entries(parts[0]))}"
+    return f"{missing}, and unrecognized {' '.join(unknown)}" if unknown else missing
 
 
 def _entries(part: Sequence[str]) -> list[str]:
