@@ -79,14 +79,18 @@ def _options_of_all_verbs() -> Any:
         "compare": CompareConfig,
         "study": studies,
         "recipes": _NoOptions,
-        "jobs": _subcommands({name: (kind, summary) for name, (kind, _, summary) in JOBS_COMMANDS.items()}),
-        "data": _subcommands({name: (kind, summary) for name, (kind, _, summary) in DATA_COMMANDS.items()}),
+        "jobs": _options_of(JOBS_COMMANDS),
+        "data": _options_of(DATA_COMMANDS),
         "serve": ServeConfig,
         "classify": ClassifyConfig,
         "status": StatusConfig,
         "models": _subcommands(MODELS_VERBS),
     }
     return _subcommands({name: (configs[name], verb.summary) for name, verb in VERBS.items()})
+
+
+def _options_of(commands: Mapping[str, tuple[type[Any], Any, str]]) -> Any:
+    return _subcommands({name: (kind, summary) for name, (kind, _, summary) in commands.items()})
 
 
 def _subcommands(configs: Mapping[str, tuple[Any, str]]) -> Any:

@@ -195,7 +195,7 @@ def choose_store_host(args: argparse.Namespace) -> None:
 def choose_own_address(args: argparse.Namespace) -> None:
     """Makes ranks that are all on this host meet at its loopback address.
 
-    torchrun takes the host's name, and waits without a word for half an hour where that does not resolve.
+    torchrun takes the host's name, and waits without a word where that does not resolve.
     """
     if is_alone(args):
         args.local_addr = args.local_addr or "127.0.0.1"
