@@ -53,7 +53,7 @@ from convoy.allocator import limit_arenas
 limit_arenas()
 libc = ctypes.CDLL("libc.so.6")
 libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
-at_once = threading.Barrier(40)
+at_once = threading.Barrier(40, timeout=60)
 
 def allocate():
     at_once.wait()

@@ -157,7 +157,7 @@ def test_one_model_loads_at_a_time():
 
 def most_at_once(turn, sizes):
     """Returns how many loads had their turn at once."""
-    inside, most, together = [], [], threading.Barrier(2)
+    inside, most, together = [], [], threading.Barrier(2, timeout=60)
 
     def load(size):
         with turn.take("m", size):

@@ -1,9 +1,11 @@
 """The store: each change is guarded by what it leaves; events are numbered without gaps; the lease has one holder."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,7 +256,7 @@ def test_a_pause_ends_whatever_the_clock_does(
 
 
 def test_services_that_create_one_new_store_at_once_agree_on_it_and_one_leads(url: str) -> None:
-    together = threading.Barrier(6)
+    together = threading.Barrier(6, timeout=60)
 
     def create(number: int) -> tuple[str, bool]:
         together.wait()
@@ -265,3 +267,15 @@ def test_services_that_create_one_new_store_at_once_agree_on_it_and_one_leads(ur
     with ThreadPoolExecutor(6) as pool:
         identities, leads = zip(*pool.map(create, range(6)), strict=True)
     assert (len(set(identities)), sum(leads)) == (1, 1)
+
+
+def test_a_store_waits_for_another_process_that_writes_its_new_database(url: str) -> None:
+    """SQLite refuses the change to a write-ahead log at once then, whatever its time-out."""
+    with closing(sqlite3.connect(url, isolation_level=None)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("BEGIN IMMEDIATE")
+        opened = pool.submit(JobStore, url)
+        with pytest.raises(TimeoutError):
+            opened.result(0.2)
+        other.execute("ROLLBACK")
+        with opened.result(10) as store:
+            assert store.active() == []

@@ -355,7 +355,7 @@ class TestStop:
         server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
         server.start()
         outcomes: set[tuple[object, ...]] = set()
-        served = threading.Barrier(17)
+        served = threading.Barrier(17, timeout=60)
 
         def call() -> None:
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
