@@ -176,9 +176,15 @@ class Controller:
         except EngineUnavailableError:
             raise
         except ConfigError as error:
-            self._conclude(job, Outcome(JobState.FAILED, str(error)), lease, None)
+            self._give_up(job, Outcome(JobState.FAILED, str(error)), lease)
         except TrainerError as error:
-            self._conclude(job, after_failure(job, JobState.FAILED, str(error)), lease, None)
+            self._give_up(job, after_failure(job, JobState.FAILED, str(error)), lease)
+
+    def _give_up(self, job: Job, outcome: Outcome, lease: Lease) -> None:
+        """Concludes an attempt that could not be started, so that a controller that was paused does not start it."""
+        with suppress(TrainerError):  # what refused the start may refuse this, too
+            self.engine(job.spec.engine).stop(job, Stop.KILL)
+        self._conclude(job, outcome, lease, None)
 
     def _change(self, job: Job, state: JobState, reason: str, lease: Lease, **values: Any) -> Job:
         changed = self._store.change(job, state, reason, lease=lease, **values)

@@ -492,12 +492,18 @@ def test_what_the_cluster_ended_is_queued_again_and_is_no_failure(
     assert (queued.reason, queued.num_retries, queued.not_before > 0) == ("a host was lost", 0, True)
 
 
-def test_a_job_that_can_never_start_has_failed_at_once(
-    store: JobStore, controller: Controller, script: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_can_never_start_has_failed_at_once_and_no_late_controller_starts_it(
+    store: JobStore, controller: Controller, script: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
     def refuse(_: Job) -> None:
         raise ConfigError("the object is refused")
 
-    job, _ = store.add(script("", max_retries=5), owner="ada")
-    monkeypatch.setattr(controller.engine("script"), "start", refuse)
-    assert run_until(controller, store, job.id, *FINAL).reason == "the object is refused"
+    job, _ = store.add(script("(run / 'started').touch()", max_retries=5), owner="ada")
+    engine = controller.engine("script")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "start", refuse)
+        failed = run_until(controller, store, job.id, *FINAL)
+    assert (failed.state, failed.reason) == (JobState.FAILED, "the object is refused")
+    engine.start(failed)  # what a controller does that was paused before its own start
+    assert engine.status(failed).phase is Phase.ENDED
+    assert not (tmp_path / "runs" / str(job.id)).exists()
