@@ -35,7 +35,6 @@ class CheckResults:
         golden_tolerance: largest difference from the golden logits that a server should accept.
         metrics: from `metrics_section`.
         validation: from `Correctness.to_json`.
-        quality: from `Decision.to_json`.
         parity: from `parity_section`.
     """
 
@@ -43,7 +42,6 @@ class CheckResults:
     golden_tolerance: float
     metrics: dict[str, Any]
     validation: dict[str, Any]
-    quality: dict[str, Any]
     parity: dict[str, Any]
 
 
@@ -94,11 +92,13 @@ def build_manifest(
     reference: ReferenceModel,
     files: dict[str, bytes],
     check_results: CheckResults,
+    quality: dict[str, Any],
 ) -> bytes:
     """Returns the content of `manifest.json`.
 
     Args:
         files: the content of all other files of the version, by name.
+        quality: from `QualityCheck.section`.
     """
     classifier = reference.classifier
     document = {
@@ -116,6 +116,7 @@ def build_manifest(
         },
         "labels": model.labels,
         **asdict(check_results),
+        "quality": quality,
         "origin": _origin(reference.run),
     }
     return (json.dumps(document, indent=2) + "\n").encode()

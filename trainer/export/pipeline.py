@@ -28,7 +28,7 @@ from trainer.export.parity import (
 )
 from trainer.export.parity_images import ParityImages
 from trainer.export.plan import ExportOptions
-from trainer.export.quality import Correctness, Decision, QualityError, constant_class, decide
+from trainer.export.quality import Correctness, QualityCheck, constant_class
 from trainer.export.reference import ReferenceModel, copy_of_model, largest_difference, tolerance_of
 from trainer.export.repository import GOLDEN, ONNX, RepositoryModel
 from trainer.export.throttle import throttled
@@ -74,19 +74,18 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
             reference, check = _reference(run, result, plan, options)
             files = convert(*reference.export_module())
         served, logits = _check_served(check, files[ONNX], reference, options)
-        correctness, decision = _check_quality(reference, model, logits, options)
+        quality = _check_quality(reference, model, logits, options)
         others = {name: check.run(name, _load(run, name, files[name])) for name in files if name != ONNX}
     results = {ONNX: served, **others}
     run.progress.log(_summary(results))
     check_results = CheckResults(
         precision="float32",
         golden_tolerance=reference.tolerance,
-        metrics=metrics_section(reference, correctness),
-        validation=correctness.to_json(),
-        quality=decision.to_json(correctness, promote=options.promote),
+        metrics=metrics_section(reference, quality.correctness),
+        validation=quality.correctness.to_json(),
         parity=parity_section(reference, plan, results, reference.tolerance),
     )
-    return _publish(reference, model, files, check_results)
+    return _publish(reference, model, files, check_results, quality)
 
 
 def export_int8(run: Run, model: RepositoryModel, result: Result | None, options: ExportOptions) -> Path:
@@ -127,7 +126,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
         logits = outputs[0]
         before = _correctness(reference, reference.logits[: len(logits)])
         run.progress.log(_check_accuracy_loss(before, _correctness(reference, logits), model.name))
-        correctness, decision = _check_quality(reference, model, logits, options)
+        quality = _check_quality(reference, model, logits, options)
         difference = largest_difference(logits, reference.logits[: len(logits)])
         tolerance = max(reference.tolerance, TOLERANCE_FACTOR * difference)
         results = {ONNX: replace(check, tolerance=tolerance).run(ONNX, predict, outputs)}
@@ -136,12 +135,11 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
     check_results = CheckResults(
         precision="int8",
         golden_tolerance=max(reference.tolerance, TOLERANCE_FACTOR * golden_difference),
-        metrics=metrics_section(reference, correctness) | {"float32": metrics_section(reference, before)},
-        validation=correctness.to_json(),
-        quality=decision.to_json(correctness, promote=options.promote),
+        metrics=metrics_section(reference, quality.correctness) | {"float32": metrics_section(reference, before)},
+        validation=quality.correctness.to_json(),
         parity=parity_section(reference, plan, results, tolerance),
     )
-    return _publish(reference, model, files, check_results)
+    return _publish(reference, model, files, check_results, quality)
 
 
 def rehearse(run: Run, options: ExportOptions) -> None:
@@ -257,7 +255,7 @@ def _correctness(reference: ReferenceModel, logits: FloatArray) -> Correctness:
 
 def _check_quality(
     reference: ReferenceModel, model: RepositoryModel, logits: FloatArray, options: ExportOptions
-) -> tuple[Correctness, Decision]:
+) -> QualityCheck:
     """Compares the exported model with the newest version, and tells the user.
 
     Args:
@@ -268,22 +266,35 @@ def _check_quality(
     """
     correctness, labels = _correctness(reference, logits), reference.parity_images.labels
     constant = constant_class(logits.argmax(axis=1), labels[: len(logits)], correctness.num_images)
-    decision = decide(model, correctness, None if constant is None else model.labels[constant])
-    if decision.objection is None:
-        reference.run.progress.log(decision.line)
-    elif options.promote:
-        reference.run.progress.log(f"warning: --promote publishes {model.name}, although {decision.objection}")
-    else:
-        raise QualityError(f"{model.name} is not published: {decision.objection}; --promote publishes it all the same")
-    return correctness, decision
+    constant_label = None if constant is None else model.labels[constant]
+    log = reference.run.progress.log
+    return QualityCheck(model, correctness, constant_label, promote=options.promote, log=log)
 
 
 def _publish(
-    reference: ReferenceModel, model: RepositoryModel, files: dict[str, bytes], check_results: CheckResults
+    reference: ReferenceModel,
+    model: RepositoryModel,
+    files: dict[str, bytes],
+    check_results: CheckResults,
+    quality: QualityCheck,
 ) -> Path:
-    """Adds the golden batch and the manifest, and publishes all files as the model's next version."""
+    """Adds the golden batch and the manifest, and publishes all files as the model's next version.
+
+    Raises:
+        QualityError: a version that was published meanwhile is clearly better.
+    """
     files = files | {GOLDEN: golden_file(*reference.golden)}
-    manifest = partial(build_manifest, model=model, reference=reference, files=files, check_results=check_results)
+
+    def manifest(number: int) -> bytes:
+        return build_manifest(
+            number,
+            model=model,
+            reference=reference,
+            files=files,
+            check_results=check_results,
+            quality=quality.section(),  # other runs may have published since it was checked
+        )
+
     version = model.publish(files, manifest)
     reference.run.progress.log(f"exported to {version}; serve it: convoy serve --model-repository {model.repository}")
     if (pinned := model.pinned()) is not None:

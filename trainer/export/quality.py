@@ -8,6 +8,7 @@ validated on the same images are compared image by image, without running the ea
 import base64
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -142,11 +143,13 @@ class Decision:
     """The outcome of the quality check: an objection to a new version, or none, and the figures that it rests on.
 
     Args:
-        compared_with: the number of the newest version, None if there is none or it has no figures.
+        newest: the number of the newest version, None if there is none.
+        compared_with: the same, but None if that version has no figures.
         objection: the reason not to publish the version; None if there is none.
         line: for the user, if there is no objection.
     """
 
+    newest: int | None
     compared_with: int | None = None
     comparison: VersionComparison | None = None
     objection: str | None = None
@@ -166,6 +169,54 @@ class Decision:
         }
 
 
+class QualityCheck:
+    """Compares a new version with the newest one in the repository, and tells the user.
+
+    The checks of an export take a while, in which other runs may publish: `section` compares again if they did.
+
+    Args:
+        constant: the only class that the new version predicts, None if it predicts several.
+        promote: an objection is a warning.
+        log: receives a line for each comparison.
+    """
+
+    def __init__(
+        self,
+        model: RepositoryModel,
+        correctness: Correctness,
+        constant: str | None,
+        *,
+        promote: bool,
+        log: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self.correctness = correctness
+        self._constant = constant
+        self._promote = promote
+        self._log = log
+        self._decision = self._decide()
+
+    def section(self) -> dict[str, Any]:
+        """Returns the manifest's section `quality`, of a comparison with the version that is the newest one now.
+
+        Raises:
+            QualityError: the model must not be published, unless `--promote` says so.
+        """
+        if self._decision.newest != self._model.newest():
+            self._decision = self._decide()
+        return self._decision.to_json(self.correctness, promote=self._promote)
+
+    def _decide(self) -> Decision:
+        model, decision = self._model.name, decide(self._model, self.correctness, self._constant)
+        if decision.objection is None:
+            self._log(decision.line)
+        elif self._promote:
+            self._log(f"warning: --promote publishes {model}, although {decision.objection}")
+        else:
+            raise QualityError(f"{model} is not published: {decision.objection}; --promote publishes it all the same")
+        return decision
+
+
 def decide(model: RepositoryModel, correctness: Correctness, constant: str | None) -> Decision:
     """Compares a new version with the newest one in the repository.
 
@@ -180,11 +231,11 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
         objection = f"it assigns every image to the class {constant!r}, which gets {line}: it has learned nothing"
     version = model.newest()
     if version is None:
-        return Decision(line=f"{line}; {model.name} has no earlier version", objection=objection)
+        return Decision(newest=None, line=f"{line}; {model.name} has no earlier version", objection=objection)
     earlier = _correctness_of(model, version)
     if isinstance(earlier, str):
         line = f"warning: {line}, but version {version} of {model.name} cannot be compared: {earlier}"
-        return Decision(line=line, objection=objection)
+        return Decision(newest=version, line=line, objection=objection)
     comparison = compare(correctness, earlier)
     of_earlier = f"version {version} of {model.name} {100 * comparison.earlier_accuracy:.2f} %"
     if comparison.is_clearly_worse and objection is None:
@@ -193,7 +244,7 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
             f"right, {of_earlier} ({comparison.describe()})"
         )
     line = f"{line}, {of_earlier}: not clearly worse ({comparison.describe()})"
-    return Decision(compared_with=version, comparison=comparison, objection=objection, line=line)
+    return Decision(newest=version, compared_with=version, comparison=comparison, objection=objection, line=line)
 
 
 def _decide_without_validation(model: RepositoryModel, constant: str | None) -> Decision:
@@ -208,7 +259,7 @@ def _decide_without_validation(model: RepositoryModel, constant: str | None) -> 
         objection = f"{line}, so that nothing tells if it is worse than version {version}"
     if constant is not None:
         objection = f"it assigns every training image to the class {constant!r}: it has learned nothing"
-    return Decision(line=f"{line}; {model.name} has no earlier version", objection=objection)
+    return Decision(newest=version, line=f"{line}; {model.name} has no earlier version", objection=objection)
 
 
 def _correctness_of(model: RepositoryModel, version: int) -> Correctness | str:

@@ -317,6 +317,25 @@ def test_only_promote_publishes_a_clearly_worse_model(run: Run, model: Repositor
 
 
 @pytest.mark.usefixtures("onnx_alone")
+def test_a_better_version_that_another_run_publishes_meanwhile_keeps_a_worse_one_out(
+    run: Run, model: RepositoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_golden = pipeline.golden_file
+
+    def after_another_export(*golden: Any) -> bytes:
+        monkeypatch.setattr(pipeline, "golden_file", compute_golden)
+        export(run, model, None, OPTIONS)
+        return compute_golden(*golden)
+
+    monkeypatch.setattr(pipeline, "golden_file", after_another_export)
+    lines: list[str] = []
+    with pytest.raises(QualityError, match=r"clearly worse: .* version 1 of digits "):
+        export(spoilt(run, 1.0, lines), model, None, OPTIONS)
+    assert any(line.endswith("digits has no earlier version") for line in lines)
+    assert sorted(path.name for path in model.path.iterdir()) == ["1", "config.pbtxt", "labels.txt"]
+
+
+@pytest.mark.usefixtures("onnx_alone")
 def test_the_tolerance_grows_with_the_logits(run: Run, model: RepositoryModel) -> None:
     """A float32 of a thousand has a resolution of 6e-5, and a network adds up many."""
     large = spoilt(run, 0.0)
