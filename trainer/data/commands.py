@@ -11,13 +11,14 @@ import tyro
 
 from convoy.options import option, parse_options
 from convoy.verbs import Verb, run_verb
+from trainer.config import SourceChoice
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
 from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
 from trainer.data.folder.division import split_rows
 from trainer.data.folder.image_folder import decoded_folder
 from trainer.data.folder.index import open_index
 from trainer.data.folder.indexing import find_changed
-from trainer.data.folder.options import FolderOptions, Source
+from trainer.data.folder.options import FolderOptions
 from trainer.data.mapped_file import DamagedFileError
 from trainer.data.published.fetch import import_dataset
 from trainer.data.published.progress import download_progress
@@ -48,7 +49,7 @@ class FetchDatasets:
     """Names of data sets, or folder:PATH."""
     image_size: Annotated[int | None, option("PIXELS", "the images' own size")] = None
     """Width and height to which the images of a folder are resized."""
-    source: Source = "auto"
+    source: SourceChoice = "auto"
     """resident: decode the images of a folder into one file. streamed: index them. auto: as a training on the CPU."""
     skip_bad_images: int = 0
     """Leave out files of a folder that cannot be decoded, up to so many."""

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.data import synthetic
-from trainer.data.content import Images as Images  # imported from here by other packages
-from trainer.data.content import ImageSet as ImageSet
+from trainer.data.content import Images, ImageSet
 from trainer.data.decoded_file import DecodedDataset, open_or_create
 from trainer.data.folder.options import FolderOptions
 from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST

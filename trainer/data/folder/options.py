@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from convoy.cpus import available_memory
 from trainer.augmentation import Square
+from trainer.config import SourceChoice
 
-Source = Literal["auto", "resident", "streamed"]
 RESIDENT_SHARE = 4
 """A set is resident by itself if it takes at most one part in so many of the device's memory."""
 
@@ -29,7 +28,7 @@ class FolderOptions:
     """
 
     image_size: int | None = None
-    source: Source = "auto"
+    source: SourceChoice = "auto"
     memory: int | None = None
     skip_bad_images: int = 0
     square: Square = "crop"

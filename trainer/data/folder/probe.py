@@ -19,7 +19,7 @@ _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 def read_headers(index: FolderIndex) -> None:
     """Reads the header of each file that the index does not know yet; of an image of 16 bits also the pixels.
 
-    Files that cannot be read are left for `decode.decode_files` to report.
+    Files that cannot be read are left for `decode.examine_files` to report.
     """
     rows = np.flatnonzero(~index.has(PROBED)).tolist()
     with collect_warnings():  # decoding reports them
