@@ -14,11 +14,12 @@ from convoy.verbs import Verb, run_verb
 from trainer.config import SourceChoice
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
 from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
-from trainer.data.folder.division import split_rows
 from trainer.data.folder.image_folder import decoded_folder
 from trainer.data.folder.index import open_index
 from trainer.data.folder.indexing import find_changed
+from trainer.data.folder.listing import check_folder
 from trainer.data.folder.options import FolderOptions
+from trainer.data.folder.splits import split_rows
 from trainer.data.mapped_file import DamagedFileError
 from trainer.data.published.fetch import import_dataset
 from trainer.data.published.progress import download_progress
@@ -125,13 +126,15 @@ def fetch_datasets(command: FetchDatasets) -> None:
     """Fetches each data set, with a progress bar on a terminal.
 
     Raises:
-        ConfigError: there is no name, or a wrong one; nothing is fetched.
+        ConfigError: there is no name, or a wrong one, or a path of no folder of images; nothing is fetched.
         DataError: a data set cannot be fetched.
     """
     if not command.names:
         raise ConfigError(f"name the data sets to fetch: {', '.join(DATASETS)} or {FOLDER_PREFIX}PATH")
     for name in command.names:  # all names first: a typo in the last one must not cost a download
-        if not name.startswith(FOLDER_PREFIX):
+        if (root := image_folder(name)) is not None:
+            check_folder(root)
+        else:
             dataset_info(name, command.image_size)
     options = FolderOptions(
         image_size=command.image_size, source=command.source, skip_bad_images=command.skip_bad_images

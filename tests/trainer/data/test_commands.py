@@ -206,6 +206,11 @@ def test_a_typo_costs_no_download(tmp_path: Path, server: FaultyServer) -> None:
         run("fetch", "--data-dir", tmp_path)
     with pytest.raises(ConfigError, match="--image-size is for folders"):
         run("fetch", "tiny", "--image-size", "32", "--data-dir", tmp_path)
+    with pytest.raises(ConfigError, match="missing does not exist"):
+        run("fetch", "tiny", f"folder:{tmp_path / 'missing'}", "--data-dir", tmp_path)
+    (tmp_path / "one" / "class").mkdir(parents=True)
+    with pytest.raises(DataError, match="one class only"):
+        run("fetch", "tiny", f"folder:{tmp_path / 'one'}", "--data-dir", tmp_path)
     assert not server.requests
 
 

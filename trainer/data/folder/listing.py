@@ -13,6 +13,7 @@ import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -115,9 +116,8 @@ def list_folder(root: Path) -> Listing:
         DataError: a class or a split has no images, or there are fewer than two classes.
     """
     skipped, passed_over = Counter[str](), set[Path]()
-    try:
-        folders = _split_folders(root)
-        classes = _training_classes(root, folders["train"])
+    with _explained():
+        folders, classes = _layout(root)
         splits = {split: _list_split(root, folder, classes, skipped, passed_over) for split, folder in folders.items()}
         for split, files in splits.items():
             if not files:  # as in the unlabeled test set of a competition
@@ -126,13 +126,37 @@ def list_folder(root: Path) -> Listing:
                     f"{folders[split].name}/<class>/, or move the folder elsewhere"
                 )
         notes = tuple(_notes(root, folders, classes, skipped, passed_over))
+    return Listing(root, classes, splits, notes, _key(classes, splits))
+
+
+def check_folder(root: Path) -> None:
+    """Checks that a path is a folder of images by its folders alone, which takes no time however many images it has.
+
+    Raises:
+        ConfigError: see `list_folder`.
+        DataError: there are fewer than two classes.
+    """
+    with _explained():
+        _layout(root)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Context for code that lists folders: turns the errors of the system into lines for the user."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise ConfigError(f"{error.filename} does not exist") from error
     except NotADirectoryError as error:
         raise ConfigError(f"{error.filename} is a file, not a folder of images: unpack archives first") from error
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be read: {error.strerror}") from error
-    return Listing(root, classes, splits, notes, _key(classes, splits))
+
+
+def _layout(root: Path) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Returns the folder of each split, and the classes of the training images."""
+    folders = _split_folders(root)
+    return folders, _training_classes(root, folders["train"])
 
 
 def _training_classes(root: Path, folder: Path) -> tuple[str, ...]:
