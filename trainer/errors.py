@@ -115,7 +115,7 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
-def list_names(names: Sequence[str], most: int) -> str:
+def list_names(names: Sequence[str], most: int = 3) -> str:
     """Returns the first names as a part of a line: `a, b, c and 7 more`."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

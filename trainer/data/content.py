@@ -1,8 +1,9 @@
-"""The content of a data set: images and labels of its splits, and their digest."""
+"""A data set as values: its images and labels, its splits, and their digests."""
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -94,6 +95,37 @@ class DatasetContent:
         """Returns the splits by name, in the order in which they are hashed; `validation` only where there is one."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Everything about a data set except its test images. Tensors may be mapped from `path`: do not write to them."""
+
+    name: str
+    classes: tuple[str, ...]
+    sha256: str
+    """Of the decoded content, test images included."""
+    train: Images
+    validation: Images | None
+    """For a folder that has validation images; for the others a run sets some of `train` aside."""
+    num_test: int
+    path: Path | None
+    """The decoded file, or the index of a streamed folder; None after `without_test_images`."""
+    mean: tuple[float, ...]
+    """Of each channel of the training images, 0 to 255, including those set aside for validation. Of a streamed folder,
+    of a sample."""
+    std: tuple[float, ...]
+    """Standard deviation, likewise."""
+    notes: tuple[str, ...] = ()
+    """Lines logged when the folder was opened: files that were skipped, images that are in two splits."""
+    significant_bits: int | None = None
+    """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
+    such files."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are decoded when they are taken, instead of being in memory."""
+        return not isinstance(self.train, ImageSet)
 
 
 def image_digests(images: torch.Tensor) -> list[bytes]:

@@ -5,13 +5,12 @@ data sets; `folder.image_folder` reads folders of images.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainer.data import synthetic
-from trainer.data.content import Images, ImageSet
+from trainer.data.content import Dataset
 from trainer.data.decoded_file import DecodedDataset, open_or_create
 from trainer.data.folder.options import FolderOptions
 from trainer.data.published.catalog import CIFAR10, FASHION_MNIST, MNIST
@@ -21,9 +20,6 @@ from trainer.data.published.formats import decode_npz
 from trainer.data.published.info import DatasetInfo
 from trainer.errors import ConfigError, unknown_name
 from trainer.paths import FOLDER_PREFIX, expand_home, image_folder
-
-if TYPE_CHECKING:
-    from trainer.data.folder.streamed import StreamedDataset
 
 _MINI_FILE = Path(__file__).parent / "published" / "mnist_mini.npz"
 
@@ -47,37 +43,6 @@ SYNTHETIC = DatasetInfo(
     generate=synthetic.generate_synthetic,
 )
 DATASETS = {info.name: info for info in (MNIST, FASHION_MNIST, CIFAR10, MNIST_MINI, SYNTHETIC)}
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Everything about a data set except its test images. Tensors may be mapped from `path`: do not write to them."""
-
-    name: str
-    classes: tuple[str, ...]
-    sha256: str
-    """Of the decoded content, test images included."""
-    train: Images
-    validation: Images | None
-    """For a folder that has validation images; for the others a run sets some of `train` aside."""
-    num_test: int
-    path: Path | None
-    """The decoded file, or the index of a streamed folder; None after `without_test_images`."""
-    mean: tuple[float, ...]
-    """Of each channel of the training images, 0 to 255, including those set aside for validation. Of a streamed folder,
-    of a sample."""
-    std: tuple[float, ...]
-    """Standard deviation, likewise."""
-    notes: tuple[str, ...] = ()
-    """Lines logged when the folder was opened: files that were skipped, images that are in two splits."""
-    significant_bits: int | None = None
-    """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
-    such files."""
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether images are decoded when they are taken, instead of being in memory."""
-        return not isinstance(self.train, ImageSet)
 
 
 def load_dataset(
@@ -104,29 +69,13 @@ def load_dataset(
         DataError: data are missing, damaged or unreadable.
     """
     root, data_dir, options = image_folder(name), expand_home(data_dir), options or FolderOptions()
-    opened: DecodedDataset | StreamedDataset
     if root is not None:
         from trainer.data.folder.image_folder import load_image_folder
 
-        opened = load_image_folder(root, data_dir, options, verify=verify, log=log)
-    elif options.source == "streamed":
+        return load_image_folder(root, data_dir, options, verify=verify, log=log)
+    if options.source == "streamed":
         raise ConfigError(f"--source streamed is for folders of images (folder:PATH), not for {name}")
-    else:
-        opened = open_or_fetch(dataset_info(name, options.image_size), data_dir, verify=verify, log=log)
-    content = opened.content if isinstance(opened, DecodedDataset) else opened
-    return Dataset(
-        name=content.name,
-        classes=content.classes,
-        sha256=opened.sha256,
-        train=content.train,
-        validation=content.validation,
-        num_test=len(content.test),
-        path=opened.path,
-        mean=opened.mean,
-        std=opened.std,
-        notes=content.notes,
-        significant_bits=content.significant_bits,
-    )
+    return open_or_fetch(dataset_info(name, options.image_size), data_dir, verify=verify, log=log).dataset()
 
 
 def without_test_images(dataset: Dataset) -> Dataset:

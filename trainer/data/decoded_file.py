@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trainer.data.content import DatasetContent, ImageSet, content_digest
+from trainer.data.content import Dataset, DatasetContent, ImageSet, content_digest
 from trainer.data.mapped_file import DamagedFileError, map_tensors, share_lock, write_tensors
 from trainer.data.staging import exclusive_folder
 from trainer.data.statistics import pixel_statistics
@@ -36,6 +36,23 @@ class DecodedDataset:
     """Of each channel of the training images, 0 to 255, computed when they were decoded."""
     std: tuple[float, ...]
     """Standard deviation, likewise."""
+
+    def dataset(self) -> Dataset:
+        """Returns the data set without its test images."""
+        content = self.content
+        return Dataset(
+            name=content.name,
+            classes=content.classes,
+            sha256=self.sha256,
+            train=content.train,
+            validation=content.validation,
+            num_test=len(content.test),
+            path=self.path,
+            mean=self.mean,
+            std=self.std,
+            notes=content.notes,
+            significant_bits=content.significant_bits,
+        )
 
 
 def write_decoded(content: DatasetContent, path: Path) -> None:

@@ -1,7 +1,6 @@
 """Opens test images. Only `trainer.evaluation.ledger`, which records each use, may import this module."""
 
-from trainer.data.content import Images
-from trainer.data.datasets import Dataset
+from trainer.data.content import Dataset, Images
 from trainer.data.decoded_file import open_decoded
 from trainer.errors import ConfigError, DataError
 

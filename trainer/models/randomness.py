@@ -61,10 +61,6 @@ def _seeded(module: nn.Module, layer: int) -> Dropout | None:
     return None
 
 
-def _rate(module: nn.Module) -> float:
-    return float(getattr(module, "p", getattr(module, "drop_prob", 0.0)) or 0.0)
-
-
 def _count_calls(network: nn.Module, images: torch.Tensor) -> tuple[Counter[str], Counter[str]]:
     """Returns how often each module that drops is called in a forward pass, and how often with a batch of images."""
     calls: Counter[str] = Counter()
@@ -77,7 +73,7 @@ def _count_calls(network: nn.Module, images: torch.Tensor) -> tuple[Counter[str]
     hooks = [
         module.register_forward_pre_hook(partial(note, name))
         for name, module in network.named_modules()
-        if _seeded(module, 0) is not None and _rate(module) > 0
+        if (seeded := _seeded(module, 0)) is not None and seeded.rate > 0
     ]
     try:
         if hooks:

@@ -27,7 +27,6 @@ _PREFIXES = ("module.", "_orig_mod.", "network.", "model.", "backbone.")
 _COUNTERS = "num_batches_tracked"
 """Tensors of batch norms that old files lack, and that change nothing."""
 _MIN_SHARE = 0.5
-_NUM_SHOWN = 3
 
 Weights = dict[str, torch.Tensor]
 
@@ -60,12 +59,10 @@ class LoadedWeights:
         """Returns one line for the user."""
         how = ", matched by their order, as the file has other names" if self.by_order else ""
         parts = [f"{self.file}: {self.num_loaded:,} of {self.num_tensors:,} tensors loaded{how}"]
-        parts += [f"new: {list_names(self.new, _NUM_SHOWN)}"] if self.new else []
-        parts += (
-            [f"of another shape or kind in the file: {list_names(self.reshaped, _NUM_SHOWN)}"] if self.reshaped else []
-        )
-        parts += [f"not in the file: {list_names(self.missing, _NUM_SHOWN)}"] if self.missing else []
-        parts += [f"not used: {list_names(self.unused, _NUM_SHOWN)}"] if self.unused else []
+        parts += [f"new: {list_names(self.new)}"] if self.new else []
+        parts += [f"of another shape or kind in the file: {list_names(self.reshaped)}"] if self.reshaped else []
+        parts += [f"not in the file: {list_names(self.missing)}"] if self.missing else []
+        parts += [f"not used: {list_names(self.unused)}"] if self.unused else []
         return "; ".join(parts)
 
 
@@ -108,7 +105,7 @@ def read_weights(path: Path) -> Weights:
         keys = [str(key) for key in content] if isinstance(content, Mapping) else []
         raise DataError(
             f"{path} does not hold weights: it has no state dict"
-            + (f"; its keys are {list_names(keys, _NUM_SHOWN)}" if keys else "")
+            + (f"; its keys are {list_names(keys)}" if keys else "")
         )
     return weights
 

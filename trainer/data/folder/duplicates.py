@@ -24,7 +24,6 @@ _OVERLAPS = (
     ),
 )
 """A split, another one, and the consequence of images that both have."""
-_NUM_LISTED = 3
 
 Digests = npt.NDArray[np.uint8]
 """SHA-256 of pictures, [N, 32]."""
@@ -54,7 +53,7 @@ def describe_duplicates(
         pairs = [f"{file(one)} = {file(other)}" for one, other in _first_pairs(pictures, classes, contradicted)]
         yield (
             f"{number} image{'s are' if number > 1 else ' is'} in two classes, pixel for pixel: "
-            f"{list_names(pairs, _NUM_LISTED)}; no model can be right about both: remove the wrong one"
+            f"{list_names(pairs)}; no model can be right about both: remove the wrong one"
         )
     by_split = dict(zip(digests, np.split(pictures, ends[:-1]), strict=True))
     copies = {name: own[~contradicted[own]] for name, own in by_split.items()}

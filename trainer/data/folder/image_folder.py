@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from convoy.cpus import available_memory
-from trainer.data.content import DatasetContent, ImageSet, image_digests
-from trainer.data.decoded_file import DecodedDataset, open_decoded, open_or_create
+from trainer.data.content import Dataset, DatasetContent, ImageSet, image_digests
+from trainer.data.decoded_file import open_decoded, open_or_create
 from trainer.data.folder.decode import decode_pixels, select_images
-from trainer.data.folder.division import has_test_folder, split_rows
 from trainer.data.folder.duplicates import Digests, describe_duplicates
 from trainer.data.folder.index import FolderIndex, index_path, open_index, save_index
 from trainer.data.folder.indexing import (
@@ -31,7 +30,8 @@ from trainer.data.folder.indexing import (
 from trainer.data.folder.listing import Listing, list_folder
 from trainer.data.folder.options import FolderOptions
 from trainer.data.folder.probe import BitDepth, common_side, find_bit_depth
-from trainer.data.folder.streamed import FolderImages, StreamedDataset, open_streamed
+from trainer.data.folder.splits import has_test_folder, split_rows
+from trainer.data.folder.streamed import FolderImages, open_streamed
 from trainer.data.folder.workers import list_some
 from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.errors import ConfigError, DataError
@@ -45,7 +45,7 @@ _SKIPPING = "skipping"
 
 def load_image_folder(
     root: Path, data_dir: Path, options: FolderOptions, *, verify: bool, log: Callable[[str], None]
-) -> DecodedDataset | StreamedDataset:
+) -> Dataset:
     """Opens a folder of images, and reads its files first if it is new or has changed.
 
     Args:
@@ -64,23 +64,22 @@ def load_image_folder(
         raise ConfigError(f"an image size must be at least 1, and {options.image_size} is not")
     if options.skip_bad_images < 0:
         raise ConfigError(f"--skip-bad-images {options.skip_bad_images}: must be at least 0")
-    opening = _Opening(root, data_dir, options, log)
-    decoded: DecodedDataset | StreamedDataset | None = None
-    if options.source != "streamed":
-        decoded = opening.known(verify=verify)
-    if decoded is None:
-        index = opening.index()
-        shape = opening.shape(index)
-        num_bytes = len(index) * math.prod(shape)
-        is_resident = options.source == "resident" or (options.source == "auto" and options.fits(num_bytes))
-        _check_memory(len(index) if is_resident else 1, shape)
-        if not is_resident and options.source == "auto":
-            log(
-                f"{opening.name}: {len(index):,} images of {shape[1]}x{shape[2]} pixels, {num_bytes / 1e9:.1f} GB: "
-                "streamed from their files (--source resident keeps them in memory)"
-            )
-        decoded = opening.resident(verify=verify) if is_resident else opening.streamed(index)
-    return decoded
+    folder = _ImageFolder(root, data_dir, options, log)
+    if options.source != "streamed" and (known := folder.open_known(verify=verify)) is not None:
+        return known
+    index = folder.find_index()
+    shape = folder.image_shape(index)
+    num_bytes = len(index) * math.prod(shape)
+    is_resident = options.source == "resident" or (options.source == "auto" and options.fits(num_bytes))
+    _check_memory(len(index) if is_resident else 1, shape)
+    if is_resident:
+        return folder.open_resident(verify=verify)
+    if options.source == "auto":
+        log(
+            f"{folder.name}: {len(index):,} images of {shape[1]}x{shape[2]} pixels, {num_bytes / 1e9:.1f} GB: "
+            "streamed from their files (--source resident keeps them in memory)"
+        )
+    return folder.open_streamed(index)
 
 
 def decoded_folder(root: Path, data_dir: Path) -> Path:
@@ -89,64 +88,65 @@ def decoded_folder(root: Path, data_dir: Path) -> Path:
     return data_dir / "folders" / f"{own_name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
-class _Opening:
-    """One opening of a folder."""
+class _ImageFolder:
+    """A folder of images, and where Convoy keeps its index and its decoded images."""
 
     def __init__(self, root: Path, data_dir: Path, options: FolderOptions, log: Callable[[str], None]) -> None:
         self.name = f"{FOLDER_PREFIX}{root}"
         self.options = options
         self.log = log
-        self.folder = decoded_folder(root, data_dir)
+        self.cache = decoded_folder(root, data_dir)
         key = None if options.known_path is None else _listing_key(options.known_path)
         self.listing: Listing | None = None
-        if key is None or not index_path(self.folder, key).exists():
+        if key is None or not index_path(self.cache, key).exists():
             self.listing = list_folder(root)
             key = self.listing.key
         self.key = key
-        self.lock_path = self.folder.with_name(f"{self.folder.name}.lock")
-        self.size = "native" if options.image_size is None else str(options.image_size)
+        self.lock_path = self.cache.with_name(f"{self.cache.name}.lock")
+        self.size_name = "native" if options.image_size is None else str(options.image_size)
         if options.square == "pad":
-            self.size = f"padded-{self.size}"
-        self.path = self.folder / f"{self.size}-{self.key}.pt"
-        if options.skip_bad_images and not self.path.exists():  # a file without images left out serves both
-            self.path = self.path.with_stem(f"{self.path.stem}-{_SKIPPING}")
+            self.size_name = f"padded-{self.size_name}"
+        self.decoded_path = self.cache / f"{self.size_name}-{self.key}.pt"
+        if options.skip_bad_images and not self.decoded_path.exists():  # a file without images left out serves both
+            self.decoded_path = self.decoded_path.with_stem(f"{self.decoded_path.stem}-{_SKIPPING}")
 
     def _log(self, line: str) -> None:
         self.log(_prefixed(self.name, line))
 
-    def known(self, *, verify: bool) -> DecodedDataset | None:
-        """Returns the decoded set if there is one and `auto` keeps it resident."""
+    def open_known(self, *, verify: bool) -> Dataset | None:
+        """Opens the decoded file if there is one, and images of its size are kept resident; returns None if not."""
         with suppress(FileNotFoundError, DamagedFileError):
-            splits = open_decoded(self.path, verify=False).content.splits().values()
+            splits = open_decoded(self.decoded_path, verify=False).content.splits().values()
             if self.options.source == "resident" or self.options.fits(sum(split.images.nbytes for split in splits)):
-                return self.resident(verify=verify)
+                return self.open_resident(verify=verify)
         return None
 
-    def index(self) -> FolderIndex:
+    def find_index(self) -> FolderIndex:
+        """Opens the index of the listing, and makes it first where it is missing."""
         if self.listing is None:
-            return open_index(index_path(self.folder, self.key))
-        return open_or_make_index(self.listing, self.folder, self.lock_path, self._log)
+            return open_index(index_path(self.cache, self.key))
+        return open_or_make_index(self.listing, self.cache, self.lock_path, self._log)
 
-    def shape(self, index: FolderIndex) -> tuple[int, int, int]:
+    def image_shape(self, index: FolderIndex) -> tuple[int, int, int]:
         """Returns the shape of the images, (C, H, W)."""
         side = self.options.image_size or common_side(index)
         return index.num_channels, side, side
 
-    def resident(self, *, verify: bool) -> DecodedDataset:
+    def open_resident(self, *, verify: bool) -> Dataset:
         """Opens the decoded file, and creates it first where it is missing."""
         decoded = open_or_create(
-            self.path, self._decode, lock_path=self.lock_path, expected_sha256=None, verify=verify, log=self.log
+            self.decoded_path, self._decode, lock_path=self.lock_path, expected_sha256=None, verify=verify, log=self.log
         )
         number = decoded.content.num_skipped
         if number > self.options.skip_bad_images:
             raise DataError(f"{self.name}: {number} images cannot be read; --skip-bad-images {number} leaves them out")
         for note in decoded.content.notes:
             self.log(note)
-        return decoded
+        return decoded.dataset()
 
-    def streamed(self, index: FolderIndex) -> StreamedDataset:
+    def open_streamed(self, index: FolderIndex) -> Dataset:
         """Opens the folder for decoding on demand."""
-        options, shape, bit_depth = self.options, self.shape(index), find_bit_depth(index)
+        options, shape, bit_depth = self.options, self.image_shape(index), find_bit_depth(index)
         bits = None if bit_depth is None else bit_depth.significant_bits
         index = complete_index(index, self.lock_path, self._log, max_problems=options.skip_bad_images)
         rows = split_rows(index)
@@ -167,28 +167,26 @@ class _Opening:
     def _decode(self) -> DatasetContent:
         """Decodes all images; called under the lock."""
         if self.listing is None:
-            index = self.index()
+            index = self.find_index()
         else:
-            index = open_or_make_index_locked(self.listing, self.folder, self._log)
-        shape, bit_depth = self.shape(index), find_bit_depth(index)
+            index = open_or_make_index_locked(self.listing, self.cache, self._log)
+        shape, bit_depth = self.image_shape(index), find_bit_depth(index)
         bits = None if bit_depth is None else bit_depth.significant_bits
         problems = dict(index.problems) if index.is_complete else None
-        images = decode_pixels(index, shape, bits or 16, self.folder, self._log, square=self.options.square)
+        images = decode_pixels(index, shape, bits or 16, self.cache, self._log, square=self.options.square)
         if problems != index.problems:  # else the file stays the one that a streamed training may have locked
             assert index.path is not None
             save_index(index, index.path)
         check_problems(index, self.options.skip_bad_images)
         log_warnings(index, self._log)
         rows = split_rows(index)
-        sets = {
-            name: ImageSet(select_images(images, own, self.folder), index.labels[own]) for name, own in rows.items()
-        }
+        sets = {name: ImageSet(select_images(images, own, self.cache), index.labels[own]) for name, own in rows.items()}
         del images
         digests = {
             name: np.frombuffer(b"".join(image_digests(own.images)), np.uint8).reshape(-1, 32)
             for name, own in sets.items()
         }
-        for older in self.folder.glob(f"{self.size}-*.pt"):
+        for older in self.cache.glob(f"{self.size_name}-*.pt"):
             discard(older)
         return DatasetContent(
             self.name,

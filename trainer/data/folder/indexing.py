@@ -20,7 +20,6 @@ from trainer.data.staging import exclusive_folder
 from trainer.errors import DataError, list_names
 
 _KNOWLEDGE = ("extents", "flags", "largest", "file_sha256", "picture_sha256")
-_NUM_LISTED = 3
 
 
 def open_or_make_index(listing: Listing, folder: Path, lock_path: Path, log: Callable[[str], None]) -> FolderIndex:
@@ -165,7 +164,7 @@ def _other_names(index: FolderIndex, rows: npt.NDArray[np.int64]) -> set[bytes]:
 
 
 def _describe_names(kind: str, names: set[bytes]) -> str:
-    return f"{len(names)} {kind} ({list_names([os.fsdecode(name) for name in sorted(names)], _NUM_LISTED)})"
+    return f"{len(names)} {kind} ({list_names([os.fsdecode(name) for name in sorted(names)])})"
 
 
 def _states(index: FolderIndex) -> npt.NDArray[np.bytes_]:

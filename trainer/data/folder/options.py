@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convoy.cpus import available_memory
 from trainer.augmentation import Square
-from trainer.config import SourceChoice
+
+if TYPE_CHECKING:
+    from trainer.config import SourceChoice  # imports tyro
 
 RESIDENT_SHARE = 4
 """A set is resident by itself if it takes at most one part in so many of the device's memory."""
@@ -28,7 +31,7 @@ class FolderOptions:
     """
 
     image_size: int | None = None
-    source: SourceChoice = "auto"
+    source: "SourceChoice" = "auto"
     memory: int | None = None
     skip_bad_images: int = 0
     square: Square = "crop"

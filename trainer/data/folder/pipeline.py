@@ -11,7 +11,6 @@ from typing import Protocol
 
 import torch
 
-from convoy.cpus import num_available_cpus
 from convoy.images import Box, Pixels
 
 _MAX_PER_TASK = 8
@@ -118,21 +117,19 @@ class DecodePool:
             target[position] = self._files.decode(index, box)
 
 
-def decode_chunks(
-    files: ImageFiles, indices: torch.Tensor, size: int, num_workers: int | None = None
-) -> Iterator[torch.Tensor]:
+def decode_chunks(files: ImageFiles, indices: torch.Tensor, size: int, num_workers: int) -> Iterator[torch.Tensor]:
     """Yields images as evaluation and serving prepare them, in order; decodes the next chunk while the caller works.
 
     Args:
         files: the images.
         indices: int64 `[N]`.
         size: number of images of a chunk; the last one may have fewer.
-        num_workers: number of threads; None for one for each CPU.
+        num_workers: number of threads.
 
     Raises:
         DataError: an image cannot be decoded.
     """
-    with closing(DecodePool(files, num_available_cpus() if num_workers is None else num_workers)) as pool:
+    with closing(DecodePool(files, num_workers)) as pool:
         pending: DecodedBatch | None = None
         for start in range(0, len(indices), size):
             begun = pool.begin(indices[start : start + size])

@@ -11,11 +11,11 @@ import torch
 
 from convoy.images import Box, ImageError, Pixels
 from trainer.augmentation import Square
-from trainer.data.content import image_digests
+from trainer.data.content import Dataset, image_digests
 from trainer.data.folder.decoder import decode_crop
-from trainer.data.folder.division import split_rows
 from trainer.data.folder.index import FolderIndex, open_index
 from trainer.data.folder.pipeline import decode_chunks
+from trainer.data.folder.splits import split_rows
 from trainer.data.folder.workers import ignore_warnings
 from trainer.data.order import generator
 from trainer.data.staging import explain_disk_errors
@@ -95,38 +95,13 @@ class FolderImages:
         return [digest for chunk in self.chunks(indices, _CHUNK_SIZE) for digest in image_digests(chunk)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StreamedDataset:
-    """A folder whose images are decoded when they are taken.
-
-    Args:
-        name: of the data set.
-        sha256: of the order, labels, splits and files of its images, their size and their channels.
-        path: the file of the index.
-        mean: of each channel of a sample of training images, 0 to 255.
-        std: standard deviation, likewise.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    train: FolderImages
-    test: FolderImages
-    validation: FolderImages | None
-    sha256: str
-    path: Path
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    notes: tuple[str, ...]
-    significant_bits: int | None
-
-
 def open_streamed(
     name: str,
     splits: dict[str, FolderImages],
     significant_bits: int | None,
     describe: Callable[[], tuple[str, ...]],
     log: Callable[[str], None],
-) -> StreamedDataset:
+) -> Dataset:
     """Opens a folder for decoding on demand.
 
     Args:
@@ -149,13 +124,13 @@ def open_streamed(
         facts = _Facts(*_statistics(splits["train"], log), describe())
         with suppress(ConfigError), explain_disk_errors(path.parent):  # a read-only folder is found out again
             write_json(path, asdict(facts))
-    return StreamedDataset(
+    return Dataset(
         name=name,
         classes=index.classes,
-        train=splits["train"],
-        test=splits["test"],
-        validation=splits.get("validation"),
         sha256=sha256,
+        train=splits["train"],
+        validation=splits.get("validation"),
+        num_test=len(splits["test"]),
         path=index.path,
         mean=facts.mean,
         std=facts.std,
@@ -180,6 +155,7 @@ def open_test_images(path: Path, train: FolderImages) -> FolderImages:
 
 
 def _streamed_sha256(splits: dict[str, FolderImages]) -> str:
+    """Returns the digest of the order, labels, splits and files of the images, their size and their channels."""
     train = splits["train"]
     padded = " padded" if train.square == "pad" else ""
     digest = hashlib.sha256(f"streamed {list(train.shape)} {train.significant_bits}{padded}\n".encode())

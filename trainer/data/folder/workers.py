@@ -18,7 +18,6 @@ from trainer.paths import printable
 _MAX_THREADS = 8
 _AHEAD = 16
 """Files for each thread that wait for it: a folder may have millions, and a queue of all would fill the memory."""
-_NUM_LISTED = 3
 
 T = TypeVar("T")
 
@@ -95,4 +94,4 @@ def ignore_warnings() -> None:
 
 def list_some(problems: Sequence[ImageProblem]) -> str:
     """Returns the first few problems as a part of a line."""
-    return list_names([f"{printable(str(problem.path))} ({problem.reason})" for problem in problems], _NUM_LISTED)
+    return list_names([f"{printable(str(problem.path))} ({problem.reason})" for problem in problems])

@@ -1,4 +1,4 @@
-"""Divides the files of a folder into training, validation and test images, in the order of the data set.
+"""Splits the files of a folder into training, validation and test images, in the order of the data set.
 
 A resident and a streamed set of one folder have the same images in the same order. Without a test folder, the picture
 in each file decides whether it is a test image.
