@@ -229,7 +229,8 @@ def _submit(config: SubmitConfig) -> None:
 def _list(config: ListConfig) -> None:
     with config.open() as jobs:
         states = [JobState(name.upper()) for name in config.state]
-        found = jobs.find(states=states, before=config.before, limit=config.limit)
+        found = jobs.find(states=states, before=config.before, limit=min(config.limit + 1, MAX_NUMBER))
+    has_more, found = len(found) > config.limit, found[: config.limit]
     if config.json:
         for job in found:
             print(json.dumps(job_json(job)))
@@ -241,7 +242,7 @@ def _list(config: ListConfig) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{text:{width}s}" for text, width in zip(row, widths, strict=True)).rstrip())
-    if len(found) == config.limit:
+    if has_more:
         print(f"more: convoy jobs list --before {found[-1].id}")
 
 

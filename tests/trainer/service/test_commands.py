@@ -112,6 +112,9 @@ def test_a_dry_run_shows_the_command_and_a_key_submits_once(jobs: Callable[..., 
     assert jobs("list")[1] == "no jobs\n"
     for _ in range(2):
         assert jobs("submit --engine quick --key k")[1].startswith("job 1,")
+    assert "more" not in jobs("list --limit 1")[1]
+    jobs("submit --engine quick")
+    assert jobs("list --limit 1")[1].splitlines()[-1] == "more: convoy jobs list --before 2"
 
 
 @pytest.mark.parametrize(
