@@ -163,6 +163,7 @@ def test_a_signal_among_hosts_that_wait_is_quiet(tmp_path: Path, node: int, numb
 
 def is_free(port: int) -> bool:
     with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.2", 0))  # one that gets the port itself as its own would connect to itself
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
