@@ -113,7 +113,7 @@ def test_a_network_for_other_classes_gets_a_new_head_and_grey_images_become_colo
         ("def MyNet2(): pass", r"no object 'MyNet': did you mean MyNet2\?"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # a FutureWarning, or with torch 2.11 a DeprecationWarning
 def test_mistakes_name_the_users_file_and_line(source: str, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=problem) as error:
         start(recipe_of(tmp_path, source))
