@@ -21,8 +21,8 @@ from trainer.models.googlenet import GoogLeNet
 from trainer.models.lecture import LectureNet
 from trainer.models.lenet import LeNet5
 from trainer.models.nin import BatchNormNin
-from trainer.models.originals import build_pretrained
 from trainer.models.own import build_own
+from trainer.models.pretrained import build_pretrained
 from trainer.models.resnet import ResNet
 from trainer.models.timm_nets import build_timm
 from trainer.models.torchvision_nets import build_torchvision

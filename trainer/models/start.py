@@ -1,7 +1,7 @@
 """The network with which a training starts: built, with weights from a file, a head for the classes, a frozen part.
 
-Convoy's own networks without such wishes are only built. Others are tried on a few black images before the training, so
-that mistakes in them are found at once.
+The networks of other libraries and the user's own are tried on a few black images before the training, so that mistakes
+in them are found at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,12 +22,9 @@ from trainer.models.randomness import NUM_TRIAL_IMAGES, seed_dropouts, train_onc
 from trainer.models.timm_nets import timm_normalization
 from trainer.models.torchvision_nets import IMAGENET_MEAN, IMAGENET_STD, Normalization, torchvision_normalization
 from trainer.models.weights import Weights, load_weights, read_weights
-from trainer.network_files import TORCHVISION_PREFIX, has_weights
-from trainer.recipes import PRETRAINED_PREFIX, Recipe
+from trainer.network_files import has_weights
+from trainer.recipes import Recipe
 from trainer.user_code import is_reference, user_errors
-
-TIMM_PREFIX = "timm:"
-EFFICIENTNET_LITE = "efficientnet-lite0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,8 +80,8 @@ def starting_network(
 
 
 def is_foreign(network: str) -> bool:
-    """Returns whether a network is neither Convoy's nor one that Convoy knows well."""
-    return is_reference(network) or network.startswith((TORCHVISION_PREFIX, TIMM_PREFIX))
+    """Returns whether a network is the user's own, torchvision's or timm's."""
+    return is_reference(network) or _kind(network) in ("torchvision", "timm")
 
 
 @contextmanager
@@ -181,9 +178,13 @@ def _freeze(start: StartingNetwork, recipe: Recipe, log: Callable[[str], None]) 
 
 def _is_for_colour(recipe: Recipe) -> bool:
     """Returns whether the network takes colour images only: its published weights do, or its code."""
-    if recipe.network.startswith((TORCHVISION_PREFIX, PRETRAINED_PREFIX)):
-        return True
-    return has_weights(recipe) and recipe.network.startswith((TIMM_PREFIX, EFFICIENTNET_LITE))
+    kind = _kind(recipe.network)
+    return kind in ("torchvision", "pretrained") or (kind in ("timm", "efficientnet-lite0") and has_weights(recipe))
+
+
+def _kind(network: str) -> str:
+    """Returns the part of a network's name before its colon, or the whole name, as `build_network` tells them apart."""
+    return network.partition(":")[0]
 
 
 def _normalization(recipe: Recipe, num_channels: int) -> Normalization | None:
@@ -194,12 +195,12 @@ def _normalization(recipe: Recipe, num_channels: int) -> Normalization | None:
         if len(recipe.pixel_mean) != num_channels:
             raise ConfigError(f"pixel_mean {recipe.pixel_mean}: must have {num_channels} values, one for each channel")
         return recipe.pixel_mean, recipe.pixel_std
-    prefix, _, name = recipe.network.partition(":")
-    if prefix == "pretrained":
+    kind, _, name = recipe.network.partition(":")
+    if kind == "pretrained":
         return torchvision_normalization(name)
     if not has_weights(recipe) or num_channels != 3:
         return None
-    match prefix:
+    match kind:
         case "torchvision":
             return torchvision_normalization(name)
         case "timm":

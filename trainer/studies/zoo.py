@@ -23,7 +23,7 @@ from trainer.evaluation.ledger import Ledger
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.models import Classifier, build_network
 from trainer.models.cost import Cost, count_cost
-from trainer.models.originals import build_original
+from trainer.models.pretrained import build_original
 from trainer.paths import LEDGER_FILE
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES

@@ -17,7 +17,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.models import Classifier, build_network
 from trainer.models.cost import count_cost
 from trainer.models.layers import dropout_layers
-from trainer.models.originals import build_original
+from trainer.models.pretrained import build_original
 from trainer.models.torchvision_nets import torchvision_normalization
 from trainer.recipes import PRETRAINED
 

@@ -1,8 +1,8 @@
-"""torchvision's networks for ImageNet-size images, from which our networks for small images are derived.
+"""torchvision's networks with their published ImageNet weights, from which fine-tuning on folders of images starts.
 
-The cost study uses them without weights. Fine-tuning on folders of images starts from the weights that torchvision
-publishes: they are downloaded once into torch's cache (`$TORCH_HOME`, by default `~/.cache/torch`), or placed there by
-hand where there is no network. torchvision is imported by the first call.
+The weights are downloaded once into torch's cache (`$TORCH_HOME`, by default `~/.cache/torch`), or placed there by hand
+where there is no network. The cost study builds these networks without weights. torchvision is imported by the first
+call.
 """
 
 from pathlib import Path
@@ -31,9 +31,9 @@ def build_original(name: str, *, num_classes: int = 1000) -> nn.Module:
         num_classes: outputs of the last layer.
     """
     network = build_torchvision(name, image_size=224, num_classes=num_classes)
-    dropouts = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Dropout)]
-    for layer, (name, module) in enumerate(dropouts):
-        network.set_submodule(name, Dropout(module.p, layer=layer))
+    dropouts = [(path, module) for path, module in network.named_modules() if isinstance(module, nn.Dropout)]
+    for layer, (path, module) in enumerate(dropouts):
+        network.set_submodule(path, Dropout(module.p, layer=layer))
     return network
 
 
