@@ -64,7 +64,8 @@ def write_report(
     curves = _curves(run, result)
     mistakes = _worst_mistakes(test_images, evaluation, names)
     with figures.style():
-        panels = {name: _panel(curves, name) for name in ("loss", "accuracy") if curves.epochs}
+        columns = ("loss", "accuracy") if curves.epochs else ()
+        panels = {name: both_color_schemes(figures.draw_curves(curves, name)) for name in columns}
         _write_figures(folder / "figures", curves, confusion, names, mistakes)
         years = _write_cifar10_years(folder / "figures", result) if result.dataset == "cifar10" else None
     views = run.fingerprint.test_time_views
@@ -152,11 +153,6 @@ def _curves(run: RunFolder, result: Result) -> Curves:
         lr_factors=[recipe.schedule.factor(step, num_planned) for step in range(result.steps)],
         images_per_epoch=result.images_per_second * result.train_seconds / result.epochs,
     )
-
-
-def _panel(curves: Curves, name: str) -> dict[str, str]:
-    """Returns one column of the learning curves for light and for dark pages, as data URIs."""
-    return both_color_schemes(figures.draw_curves(curves, name))
 
 
 def both_color_schemes(figure: Figure) -> dict[str, str]:

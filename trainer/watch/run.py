@@ -89,6 +89,11 @@ class WatchedRun:
         return max((line["step"] for line in self.lines), default=0)
 
     @property
+    def epoch(self) -> int:
+        """The newest line's epoch, counted from 1; 0 before the first line."""
+        return max((line["epoch"] for line in self.lines), default=0)
+
+    @property
     def saved_step(self) -> int:
         """The step of the newest checkpoint: that of an interrupted run may be later than its last line."""
         names = (path.name.removeprefix("step-") for path in (self.path / CHECKPOINTS).glob("step-*"))

@@ -179,7 +179,7 @@ def _to_job(number: int, run: WatchedRun) -> dict[str, Any]:
         "reason": run.reason,
         "spec": {"run_folder": str(run.path.resolve()), "arguments": []},
         "step": run.step,
-        "epoch": max((line["epoch"] for line in run.lines), default=0),
+        "epoch": run.epoch,
         "num_steps": run.num_steps,
         "num_epochs": run.num_epochs,
         "figures": figures,

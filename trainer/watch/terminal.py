@@ -148,8 +148,7 @@ def _accuracy(run: WatchedRun) -> float | None:
 
 
 def _epoch(run: WatchedRun) -> str:
-    epoch = max((line["epoch"] for line in run.lines), default=0)
-    return f"{epoch}/{run.num_epochs}" if run.num_epochs else str(epoch)
+    return f"{run.epoch}/{run.num_epochs}" if run.num_epochs else str(run.epoch)
 
 
 def _ending(run: WatchedRun) -> str:
