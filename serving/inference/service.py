@@ -158,7 +158,7 @@ class _Path(Generic[S, R]):
         self._refusals.count_error(error, model)
         sink.fail(error)
 
-    def run_again(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
+    def run_if_cached(self, encoded: S, context: RequestContext, sink: ResponseSink[R]) -> RequestHandle | None:
         """Runs a request if its plan is cached and nothing is wrong with it.
 
         Returns:
@@ -340,7 +340,7 @@ class InferenceService:
             sink = TracedSink(sink, context.trace)
         return self._json_path.run(request, context, sink)
 
-    def infer_json_again(
+    def infer_json_if_cached(
         self, request: JsonRequest, context: RequestContext, sink: ResponseSink[JsonResponse]
     ) -> RequestHandle | None:
         """Runs the body of an HTTP request if one of the same form was run before, and nothing is wrong with this one.
@@ -355,7 +355,7 @@ class InferenceService:
                 return None
         if context.trace is not None:
             sink = TracedSink(sink, context.trace)
-        return self._json_path.run_again(request, context, sink)
+        return self._json_path.run_if_cached(request, context, sink)
 
     def submit(
         self, request: InferRequest, context: RequestContext, sink: ResponseSink[InferResponse]

@@ -22,7 +22,7 @@ from serving.protocol.json_responses import (
 from serving.protocol.tensors import Buffer, Elements, Shape, num_elements
 from serving.protocol.wire_format import MAX_KEY_BYTES
 
-MAX_INLINE_BYTES = 8 << 10
+MAX_INLINE_OUTPUT_BYTES = 8 << 10
 """Of tensors that are rendered as JSON in one piece, in about a millisecond."""
 
 
@@ -226,4 +226,4 @@ class JsonEncoder:
                 size_in_json += size
             parts.append(_Part(index, is_binary, before + text))
             before = b","
-        return outputs.row_shapes, parts, size_in_json <= MAX_INLINE_BYTES
+        return outputs.row_shapes, parts, size_in_json <= MAX_INLINE_OUTPUT_BYTES

@@ -2,11 +2,12 @@
 
 `frontend` has both servers, `server` runs one. `protocol` is one connection, which writes through `transport`, and
 `connections` all of a port, with their limits. A request goes through `bodies`, `middleware` and `auth`, which wrap the
-routes of `app`, to its endpoint; inferences that repeat take the short way of `repeats`.
+routes of `app`, to its endpoint; inferences that repeat take the `fast_path`.
 
 The endpoints are `infer`, `classify` (its files are `uploads`), `openapi`, those of the page (`page`, `live`,
-`described`, `saved_images`) and, for all others, `admin`. They read with `body`, write with `responses`, and leave to
-`executor` what would hold up the loop; `counting` counts the answers of all but inferences.
+`described`, `saved_images`) and, for all others, `admin`. They read with `body`, write with `responses`, leave to
+`executor` what would hold up the loop, and await inferences over the `loop_bridge`; `counting` counts the answers of
+all but inferences.
 """
 
 from serving.frontends.http.frontend import HttpFrontend

@@ -15,11 +15,11 @@ from serving.frontends.http.admin import AdminEndpoints, Endpoint, Probed, healt
 from serving.frontends.http.bodies import CountedBodies
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.counting import counted
+from serving.frontends.http.fast_path import FastPath
 from serving.frontends.http.infer import InferEndpoint
 from serving.frontends.http.middleware import build_middleware, checked_hosts, metrics_middleware
 from serving.frontends.http.openapi import describe_api
 from serving.frontends.http.page import build_page
-from serving.frontends.http.repeats import Repeats
 from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
 from serving.frontends.http.settings import HttpSettings
@@ -49,17 +49,18 @@ def build_app(
 ) -> ASGIApp:
     """Returns the API, for the running event loop."""
     executor = server.executor("http-body", "large bodies are being read", num_threads=2, max_pending=64)
-    server.repeats = Repeats(
+    server.fast_path = FastPath(
         services.inference,
         executor,
         is_ending=lambda: server.is_stopping or services.admin.health.is_draining,
         max_body_bytes=max_body_bytes,
         tokens=tokens,
+        hosts=checked_hosts(server, tokens, settings),
         access_log=access_log,
     )
-    server.repeats.hosts = checked_hosts(server, tokens, settings)
-    infer = InferEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
-    classify = ClassifyEndpoint(services.inference, server.repeats.bridge, executor, max_body_bytes)
+    bridge = server.fast_path.bridge
+    infer = InferEndpoint(services.inference, bridge, executor, max_body_bytes)
+    classify = ClassifyEndpoint(services.inference, bridge, executor, max_body_bytes)
     changes = server.executor("http-blocking", "models are being loaded or unloaded", num_threads=16, max_pending=16)
     endpoints = AdminEndpoints(services.admin, changes, executor, max_body_bytes)
 
@@ -71,7 +72,7 @@ def build_app(
     protocol = [*_routes(services.admin, endpoints, infer, classify.classify), Route("/openapi.json", openapi)]
     routes = counted(protocol, services.inference.refusals.calls)
     if settings.page is not None:
-        routes += build_page(services, server, settings.page, server.repeats.bridge, max_body_bytes, tokens)
+        routes += build_page(services, server, settings.page, bridge, max_body_bytes, tokens)
     app = Starlette(
         routes=routes,
         middleware=build_middleware(services, server, tokens, access_log, settings, max_body_bytes),

@@ -13,7 +13,8 @@ from starlette.responses import Response
 from serving.errors import InvalidArgument, quote
 from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
-from serving.frontends.http.infer import LoopBridge, await_response, begin_request
+from serving.frontends.http.infer import begin_request
+from serving.frontends.http.loop_bridge import LoopBridge, await_response
 from serving.frontends.http.responses import SUBMITTED, json_response
 from serving.frontends.http.uploads import File, read_files
 from serving.inference.request import InferInput, InferRequest, InferResponse, RequestedOutput

@@ -24,8 +24,8 @@ from serving.frontends.http.body import read_body
 from serving.frontends.http.counting import counted
 from serving.frontends.http.described import describe_models
 from serving.frontends.http.executor import BoundedExecutor
-from serving.frontends.http.infer import LoopBridge, await_response
 from serving.frontends.http.live import LiveEvents
+from serving.frontends.http.loop_bridge import LoopBridge, await_response
 from serving.frontends.http.responses import json_response
 from serving.frontends.http.saved_images import SavedImages
 from serving.frontends.http.server import HttpServer

@@ -6,9 +6,9 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.frontends.http import connections, repeats
+from serving.frontends.http import connections, fast_path
 from serving.frontends.http.connections import Connections, RateWindow
-from serving.frontends.http.repeats import Exchange, KnownHead, Repeats
+from serving.frontends.http.fast_path import Exchange, FastPath, KnownHead
 from serving.frontends.http.transport import GentleTransport
 from serving.observability.calls import UNKNOWN
 from serving.observability.refusals import Refusals
@@ -35,16 +35,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     Args:
         peers: all connections of the port.
         refusals: counts requests that are refused here, before the application sees them.
-        repeats: the short way of requests that repeat; None without one.
+        fast_path: of inferences that repeat; None without one.
     """
 
     transport: Any  # a GentleTransport
 
     def __init__(
-        self, *args: Any, peers: Connections, refusals: Refusals, repeats: Repeats | None = None, **options: Any
+        self, *args: Any, peers: Connections, refusals: Refusals, fast_path: FastPath | None = None, **options: Any
     ) -> None:
         super().__init__(*args, **options)
-        self._repeats = repeats
+        self._fast_path = fast_path
         self._exchange: Exchange | None = None
         self._piece = b""  # that is being parsed, if a request begins with it
         self._head = b""  # of the last request, if it began a piece
@@ -79,7 +79,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or self._is_full:
             return
         self._num_received += len(data)
-        if self._head and data.startswith(self._head) and self._is_repeated(data):
+        if self._head and data.startswith(self._head) and self._start_fast(data):
             return
         self._num_pending_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -121,24 +121,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _remember_head(self) -> None:
         """Remembers the head that has been parsed, if it is the beginning of a piece."""
         piece, self._piece, self._known = self._piece, b"", None
-        end = piece.find(b"\r\n\r\n", 0, repeats.MAX_HEAD_BYTES) + 4 if self._repeats is not None else 3
+        end = piece.find(b"\r\n\r\n", 0, fast_path.MAX_HEAD_BYTES) + 4 if self._fast_path is not None else 3
         self._head = piece[:end] if end > 3 and piece.startswith(b"POST /") else b""
 
-    def _is_repeated(self, data: bytes) -> bool:
-        """Starts a request on the short way. Returns False if it has to take the long way."""
-        if self._is_receiving or self.pipeline or self._repeats is None or self.flow.write_paused:
+    def _start_fast(self, data: bytes) -> bool:
+        """Starts a request on the fast path. Returns False if it has to take the slow path."""
+        if self._is_receiving or self.pipeline or self._fast_path is None or self.flow.write_paused:
             return False
         if self.cycle is None or not self.cycle.response_complete:
             return False
         if self._known is None:
-            self._known = self._repeats.know(self._head, self.scope)
+            self._known = self._fast_path.recognise(self._head, self.scope)
             if self._known is None:
                 self._head = b""
                 return False
         if len(data) != self._known.num_bytes:
             return False
         if self._exchange is None:
-            self._exchange = Exchange(self._repeats, self)
+            self._exchange = Exchange(self._fast_path, self)
         if not self._exchange.start(self._known, data):
             return False
         self.cycle = self._exchange  # type: ignore[assignment]  # looks like one
@@ -150,7 +150,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return f"{host}:{port}"
 
     def send_response(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Sends a response of the short way, and goes on to the next request."""
+        """Sends a response of the fast path, and goes on to the next request."""
         parts = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *headers):
             parts += (name, b": ", value, b"\r\n")
@@ -164,7 +164,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.on_response_complete()
 
     def expire(self) -> bool:
-        """Answers the request that the grace period cuts off, if it is on the short way. Returns whether it is."""
+        """Answers the request that the grace period cuts off, if it is on the fast path. Returns whether it is."""
         return self._exchange is not None and self._exchange.expire()
 
     def on_message_begin(self) -> None:

@@ -21,8 +21,8 @@ from serving.errors import StartupError
 from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections
 from serving.frontends.http.executor import BoundedExecutor
+from serving.frontends.http.fast_path import FastPath
 from serving.frontends.http.protocol import BoundedHttpProtocol
-from serving.frontends.http.repeats import Repeats
 from serving.observability.refusals import Refusals
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class HttpServer:
         port: that it listens on, once `listen` has returned.
         has_tls: once it has started.
         is_stopping: whether new requests should be refused.
-        repeats: the short way of requests that repeat; the application may set it.
+        fast_path: of inferences that repeat; `build_app` may set it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class HttpServer:
         self.port = 0
         self.has_tls = False
         self.is_stopping = False
-        self.repeats: Repeats | None = None
+        self.fast_path: FastPath | None = None
         self._name = name
         self._build_app = build_app
         self._max_connections = max_connections
@@ -119,7 +119,7 @@ class HttpServer:
         reserve = Reserve()
         peers = Connections(self._max_connections(), reserve)
         app = self._build_app(self)
-        protocol = partial(BoundedHttpProtocol, peers=peers, refusals=self._refusals, repeats=self.repeats)
+        protocol = partial(BoundedHttpProtocol, peers=peers, refusals=self._refusals, fast_path=self.fast_path)
         self._server = Server(
             app,
             context,

@@ -58,7 +58,7 @@ def test_a_browsers_preflight_needs_no_token(open_api: httpx.Client) -> None:
 
 def test_a_page_reads_responses_and_refusals(open_api: httpx.Client) -> None:
     token = {"authorization": "Bearer secret"}
-    for _ in range(3):  # the second and third take the short way of requests that repeat, unless they have an origin
+    for _ in range(3):  # the second and third take the fast path, unless they have an origin
         response = open_api.post(INFER, json=BODY, headers={"origin": PAGE, **token})
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, PAGE)
         assert "inference-header-content-length" in response.headers["access-control-expose-headers"]

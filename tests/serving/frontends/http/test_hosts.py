@@ -15,13 +15,13 @@ from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.http import HttpFrontend, HttpSettings
-from serving.frontends.http.repeats import Exchange, KnownHead
+from serving.frontends.http.fast_path import Exchange, KnownHead
 from serving.frontends.http.settings import PageSettings
 from tests.serving.certificates import Authority, write
 from tests.serving.fake_repository import PATIENCE_S, FakeRepository, make_services
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.frontends.http.test_fast_path import connect, request
 from tests.serving.frontends.http.test_protocol import exchange
-from tests.serving.frontends.http.test_repeats import connect, request
 
 EVIL = {"host": "evil.example:8000"}
 
@@ -82,7 +82,7 @@ def test_requests_without_a_name_pass(start: Start) -> None:
 
 
 def test_two_names_are_refused(start: Start) -> None:
-    """One may be checked, and the other taken by a server behind a proxy, or by the short way of inferences."""
+    """One may be checked, and the other taken by a server behind a proxy, or by the fast path of inferences."""
     server = start(replace(ANY_PORT, cors_origins=("*",)))
     for twice in (request(more="host: y\r\n"), b"GET /v2 HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n"):
         with connect(server) as connection:

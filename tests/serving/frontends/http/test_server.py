@@ -295,7 +295,7 @@ class TestEventLoops:
             return render_response(*arguments)
 
         monkeypatch.setattr("serving.protocol.json_infer.render_response", render)
-        monkeypatch.setattr("serving.protocol.json_infer.MAX_INLINE_BYTES", 0)
+        monkeypatch.setattr("serving.protocol.json_infer.MAX_INLINE_OUTPUT_BYTES", 0)
         server = start()
         for limit, thread in ((0, "http-body"), (1 << 20, "http")):
             monkeypatch.setattr("serving.frontends.http.infer.MAX_INLINE_OUTPUT_BYTES", limit)

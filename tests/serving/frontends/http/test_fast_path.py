@@ -1,4 +1,4 @@
-"""Requests that repeat the head of the one before take a short way, on which nothing else differs."""
+"""Requests that repeat the head of the one before take a fast path, on which nothing else differs."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from convoy.auth import TokenFile
 from serving.errors import InvalidArgument
 from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpFrontend, infer, repeats
-from serving.frontends.http.repeats import Exchange
+from serving.frontends.http import HttpFrontend, fast_path, infer
+from serving.frontends.http.fast_path import Exchange
 from serving.observability.logging import AccessLog
 from serving.protocol.json_infer import JsonEncoder
 from tests.serving.fake_repository import (
@@ -65,8 +65,8 @@ def backend(own_services: Services) -> BlockingBackend:
 
 
 @pytest.fixture
-def ways(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each request that could have taken the short way took it."""
+def on_fast_path(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each request that could have taken the fast path took it."""
     taken: list[bool] = []
     start = Exchange.start
 
@@ -119,7 +119,7 @@ def sums(body: bytes) -> list[float]:
     ],
 )
 def test_responses_are_those_of_the_long_way(
-    start: Callable[..., HttpFrontend], ways: list[bool], options: dict[str, Any]
+    start: Callable[..., HttpFrontend], on_fast_path: list[bool], options: dict[str, Any]
 ) -> None:
     with connect(start()) as connection:
         first, *others = [exchange(connection, request(**options)) for _ in range(3)]
@@ -128,10 +128,10 @@ def test_responses_are_those_of_the_long_way(
     for status, headers, body in others:
         assert (status, body) == (200, first[2])
         assert headers.keys() == first[1].keys()
-    assert ways == [True, True, True]
+    assert on_fast_path == [True, True, True]
 
 
-def test_strings_and_models_without_a_batch(start: Callable[..., HttpFrontend], ways: list[bool]) -> None:
+def test_strings_and_models_without_a_batch(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
     strings = b"\x01\x00\x00\x00a\x02\x00\x00\x00bc"
     with connect(start()) as connection:
         for _ in range(3):
@@ -139,18 +139,18 @@ def test_strings_and_models_without_a_batch(start: Callable[..., HttpFrontend], 
                 connection, request(strings, model="echo_BYTES", name="x", datatype="BYTES", shape=[1, 2])
             )
             assert json.loads(body)["outputs"][0]["data"] == ["a", "bc"]
-    assert ways == [True, True]
+    assert on_fast_path == [True, True]
 
 
-def test_each_request_has_its_own_data(start: Callable[..., HttpFrontend], ways: list[bool]) -> None:
+def test_each_request_has_its_own_data(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
     with connect(start()) as one, connect(start()) as other:
         for number in range(10):
             assert sums(exchange(one, request(number * ROW))[2]) == [6 * number]
             assert sums(exchange(other, request(-number * ROW))[2]) == [-6 * number]
-    assert ways == [True] * 18
+    assert on_fast_path == [True] * 18
 
 
-def test_other_heads_take_the_long_way(start: Callable[..., HttpFrontend], ways: list[bool]) -> None:
+def test_other_heads_take_the_slow_path(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         for number in range(3):
             assert exchange(connection, request(more=f"X-Request-Id: {number}\r\n"))[0] == 200
@@ -159,10 +159,10 @@ def test_other_heads_take_the_long_way(start: Callable[..., HttpFrontend], ways:
                 assert exchange(connection, request(more=more))[0] == 200
         two = np.concatenate([ROW, ROW])
         assert sums(exchange(connection, request(two))[2]) == [6, 6]
-    assert ways == []
+    assert on_fast_path == []
 
 
-def test_pieces_and_several_requests_in_one_piece(start: Callable[..., HttpFrontend], ways: list[bool]) -> None:
+def test_pieces_and_several_requests_in_one_piece(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         whole = request()
         assert exchange(connection, whole)[0] == 200
@@ -175,11 +175,11 @@ def test_pieces_and_several_requests_in_one_piece(start: Callable[..., HttpFront
             received += connection.recv(1 << 16)
         assert [text.count(b'"data":[12.0]') for text in received.split(b"HTTP/1.1 200 ")[1:]] == [0, 0, 1, 0, 0]
         assert [exchange(connection, whole)[0] for _ in range(2)] == [200, 200]
-    assert ways[-1:] == [True]
+    assert on_fast_path[-1:] == [True]
 
 
 def test_a_request_waits_for_the_one_before(
-    start: Callable[..., HttpFrontend], backend: BlockingBackend, ways: list[bool]
+    start: Callable[..., HttpFrontend], backend: BlockingBackend, on_fast_path: list[bool]
 ) -> None:
     with connect(start()) as connection:
         assert exchange(connection, request())[0] == 200
@@ -193,23 +193,23 @@ def test_a_request_waits_for_the_one_before(
         while b"convoy" not in received:
             received += connection.recv(1 << 16)
         assert received.index(b'"data":[12.0]') < received.index(b"convoy")
-    assert ways == [True]
+    assert on_fast_path == [True]
 
 
-def test_wrong_data_is_explained(start: Callable[..., HttpFrontend], ways: list[bool]) -> None:
+def test_wrong_data_is_explained(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         whole = request()
         assert exchange(connection, whole)[0] == 200
         status, _, body = exchange(connection, whole.replace(b"[1, 3]", b"[2, 3]"))
         assert (status, b"expected 24 bytes for FP32 of shape [2, 3], got 12" in body) == (400, True)
         assert exchange(connection, whole)[0] == 200
-    assert ways == [False, True]
+    assert on_fast_path == [False, True]
 
 
 def test_errors_of_the_model_and_of_a_full_queue(
     start: Callable[..., HttpFrontend],
     backend: BlockingBackend,
-    ways: list[bool],
+    on_fast_path: list[bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = start()
@@ -223,7 +223,7 @@ def test_errors_of_the_model_and_of_a_full_queue(
             first = pool.submit(exchange, one, request())
             assert backend.began.acquire(timeout=PATIENCE_S)
             second = pool.submit(exchange, other, request())
-            wait_until(lambda: len(ways) == 2)
+            wait_until(lambda: len(on_fast_path) == 2)
             status, headers, body = exchange(third, request())
             assert (status, headers[b"retry-after"], b"is full" in body) == (429, b"1", True)
             backend.free.set()
@@ -232,11 +232,11 @@ def test_errors_of_the_model_and_of_a_full_queue(
         assert exchange(one, request())[0] == 500
         backend.function = function
         assert exchange(one, request())[0] == 200
-    assert ways == [True] * 5
+    assert on_fast_path == [True] * 5
 
 
 def test_a_disconnected_client_is_removed_from_the_queue(
-    start: Callable[..., HttpFrontend], own_services: Services, backend: BlockingBackend, ways: list[bool]
+    start: Callable[..., HttpFrontend], own_services: Services, backend: BlockingBackend, on_fast_path: list[bool]
 ) -> None:
     server = start()
     batcher = own_services.admin.repository.get("twice").batcher
@@ -253,11 +253,11 @@ def test_a_disconnected_client_is_removed_from_the_queue(
         wait_until(lambda: batcher.num_queued == 0)
         backend.free.set()
         assert one.recv(1000).startswith(b"HTTP/1.1 200 ")
-    assert ways == [True, True]
+    assert on_fast_path == [True, True]
 
 
 def test_another_version_is_used_at_once(
-    start: Callable[..., HttpFrontend], own_services: Services, ways: list[bool]
+    start: Callable[..., HttpFrontend], own_services: Services, on_fast_path: list[bool]
 ) -> None:
     repository: Any = own_services.admin.repository
     with connect(start()) as connection:
@@ -266,15 +266,15 @@ def test_another_version_is_used_at_once(
                 repository.replace(twice(version=version))
             for _ in range(2):
                 assert json.loads(exchange(connection, request())[2])["model_version"] == version
-    assert ways == [True, False, True, False, True]
+    assert on_fast_path == [True, False, True, False, True]
 
 
-@pytest.mark.parametrize("num_before", [0, 2], ids=["the long way", "the short way"])
+@pytest.mark.parametrize("num_before", [0, 2], ids=["the slow path", "the fast path"])
 @pytest.mark.parametrize("error", [MemoryError(), InvalidArgument("no")])
 def test_a_response_that_cannot_be_rendered_is_answered_and_counted(
     start: Callable[..., HttpFrontend],
     own_services: Services,
-    ways: list[bool],
+    on_fast_path: list[bool],
     monkeypatch: pytest.MonkeyPatch,
     num_before: int,
     error: Exception,
@@ -291,7 +291,7 @@ def test_a_response_that_cannot_be_rendered_is_answered_and_counted(
             with monkeypatch.context() as patch:
                 patch.setattr(JsonEncoder, "render", fail)
                 assert exchange(connection, request())[0] == status
-        monkeypatch.setattr(repeats, "MAX_INLINE_BYTES", -1)
+        monkeypatch.setattr(fast_path, "MAX_INLINE_OUTPUT_BYTES", -1)
         monkeypatch.setattr(infer, "MAX_INLINE_OUTPUT_BYTES", -1)
     assert own_services.inference.refusals.snapshot() == {(reason, "twice"): 2}
 
@@ -306,7 +306,7 @@ class TestTokens:
         return path
 
     def test_they_are_checked_each_time(
-        self, start: Callable[..., HttpFrontend], ways: list[bool], path: Path, caplog: pytest.LogCaptureFixture
+        self, start: Callable[..., HttpFrontend], on_fast_path: list[bool], path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "serving.access")
         server = start(tokens=TokenFile(path, SCOPES), access_log=AccessLog())
@@ -321,13 +321,13 @@ class TestTokens:
             *[("POST /v2/models/twice/infer", "200", "a")] * 3,
             ("POST /v2/models/twice/infer", "401", None),
         ]
-        assert ways == [True, True, False]
+        assert on_fast_path == [True, True, False]
 
-    def test_quotas_hold(self, start: Callable[..., HttpFrontend], ways: list[bool], path: Path) -> None:
+    def test_quotas_hold(self, start: Callable[..., HttpFrontend], on_fast_path: list[bool], path: Path) -> None:
         whole = request(more="Authorization: Bearer few\r\n")
         with connect(start(tokens=TokenFile(path, SCOPES))) as connection:
             assert {exchange(connection, whole)[0] for _ in range(5)} == {200, 429}
-        assert not any(ways)
+        assert not any(on_fast_path)
 
 
 class TestStop:

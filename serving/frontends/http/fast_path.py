@@ -1,10 +1,11 @@
-"""The short way of inference requests that repeat.
+"""The fast path of inference requests over HTTP whose head repeats that of the request before.
 
 A client that sends one image after the other over a connection sends the same head each time. httptools, uvicorn and
 Starlette take longer for such a request than everything else together. So a connection remembers its last head, and a
 request that arrives whole, in one piece, and begins with the same bytes goes directly to the service: those bytes have
-been parsed, and mean the same again. Tokens are checked each time. Whatever is unusual takes the long way: other forms
-of requests, callers with quotas, plans that are not cached, and servers that drain.
+been parsed, and mean the same again. Tokens are checked each time. Whatever is unusual takes the slow path, through
+httptools, uvicorn and Starlette: other forms of requests, callers with quotas, plans that are not cached, and servers
+that drain.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ from serving.errors import ServingError
 from serving.frontends.common.auth import INFERS
 from serving.frontends.common.status import log_failure, shutting_down
 from serving.frontends.http.executor import BoundedExecutor
-from serving.frontends.http.infer import HEADER_LENGTH, LoopBridge, Result, response_headers
+from serving.frontends.http.infer import HEADER_LENGTH, response_headers
+from serving.frontends.http.loop_bridge import LoopBridge, Result
 from serving.frontends.http.responses import error_response
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.inference.service import InferenceService
 from serving.observability.logging import AccessLog, AccessLogEntry
-from serving.protocol.json_infer import MAX_INLINE_BYTES, JsonRequest, JsonResponse
+from serving.protocol.json_infer import MAX_INLINE_OUTPUT_BYTES, JsonRequest, JsonResponse
 
 MAX_HEAD_BYTES = 2048
 """Of a head that is remembered."""
@@ -34,7 +36,7 @@ _PATH = re.compile(rb"/v2/models/([^/%]+)(?:/versions/([^/%]+))?/infer")
 _SPECIAL = frozenset(
     {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"origin", b"traceparent"}
 )
-"""Headers of requests that take the long way."""
+"""Headers of requests that take the slow path."""
 
 
 class KnownHead:
@@ -74,19 +76,17 @@ class Connection(Protocol):
         """Sends the response of the exchange, and goes on to the next request."""
 
 
-class Repeats:
-    """The short way of one port.
+class FastPath:
+    """The fast path of one port.
 
     Args:
         executor: renders large responses.
-        is_ending: whether requests should take the long way, where they are refused or end their connections.
+        is_ending: whether requests should take the slow path, where they are refused or end their connections.
         max_body_bytes: of requests and responses.
-
-    Attributes:
-        hosts: whose refused names take the long way, where they are refused; the application may set it.
+        hosts: refuses names of hosts, whose requests take the slow path; None to refuse none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (all that the slow path checks)
         self,
         service: InferenceService,
         executor: BoundedExecutor,
@@ -94,6 +94,7 @@ class Repeats:
         is_ending: Callable[[], bool],
         max_body_bytes: int,
         tokens: TokenFile | None,
+        hosts: HostCheck | None,
         access_log: AccessLog | None,
     ) -> None:
         self.bridge = LoopBridge(asyncio.get_running_loop())
@@ -102,11 +103,11 @@ class Repeats:
         self.executor = executor
         self.max_body_bytes = max_body_bytes
         self.tokens = tokens
-        self.hosts: HostCheck | None = None
+        self.hosts = hosts
         self.access_log = access_log
 
-    def know(self, head: bytes, scope: Mapping[str, Any]) -> KnownHead | None:
-        """Returns what a head says that httptools has parsed; None if its requests take the long way."""
+    def recognise(self, head: bytes, scope: Mapping[str, Any]) -> KnownHead | None:
+        """Returns what a head says that httptools has parsed; None if its requests take the slow path."""
         path = _PATH.fullmatch(scope["raw_path"])
         headers = dict(scope["headers"])
         numbers = [headers.get(name, b"") for name in (b"content-length", HEADER_LENGTH)]
@@ -132,7 +133,7 @@ class _NoEvent:
 
 
 class Exchange:
-    """The requests of one connection on the short way, one after the other; a `ResponseSink` of each.
+    """The requests of one connection on the fast path, one after the other; a `ResponseSink` of each.
 
     To uvicorn it looks like a `RequestResponseCycle`, so that the next request waits for its response.
     """
@@ -141,8 +142,8 @@ class Exchange:
     more_body = False
     response_started = False
 
-    def __init__(self, repeats: Repeats, connection: Connection) -> None:
-        self._repeats = repeats
+    def __init__(self, fast_path: FastPath, connection: Connection) -> None:
+        self._fast_path = fast_path
         self._connection = connection
         self._request: RequestHandle | None = None
         self._model = ""
@@ -152,20 +153,22 @@ class Exchange:
         self.disconnected = False
 
     def start(self, known: KnownHead, data: bytes) -> bool:
-        """Starts a request. Returns False if it has to take the long way."""
-        repeats = self._repeats
-        if repeats.is_ending():
+        """Starts a request. Returns False if it has to take the slow path."""
+        fast_path = self._fast_path
+        if fast_path.is_ending():
             return False
         context = NO_CONTEXT
-        if repeats.tokens is not None:
-            principal = repeats.tokens.find(known.credentials)
+        if fast_path.tokens is not None:
+            principal = fast_path.tokens.find(known.credentials)
             if principal is None or principal.quota is not None or principal.scopes.isdisjoint(INFERS):
                 return False
             context = RequestContext(principal=principal)
-        if repeats.service.tracing is not None:
-            context = RequestContext(principal=context.principal, trace=repeats.service.tracing.begin_http({}))
-        entry = None if repeats.access_log is None else repeats.access_log.begin(known.method, self._connection.peer)
-        request = repeats.service.infer_json_again(known.request(data), context, self)
+        if fast_path.service.tracing is not None:
+            context = RequestContext(principal=context.principal, trace=fast_path.service.tracing.begin_http({}))
+        entry = (
+            None if fast_path.access_log is None else fast_path.access_log.begin(known.method, self._connection.peer)
+        )
+        request = fast_path.service.infer_json_if_cached(known.request(data), context, self)
         if request is None:
             return False
         self._request, self._model = request, known.model
@@ -176,10 +179,10 @@ class Exchange:
         return True
 
     def succeed(self, response: JsonResponse) -> None:
-        self._repeats.bridge.pass_on(self._finish, response)
+        self._fast_path.bridge.pass_on(self._finish, response)
 
     def fail(self, error: ServingError) -> None:
-        self._repeats.bridge.pass_on(self._finish, error)
+        self._fast_path.bridge.pass_on(self._finish, error)
 
     def cancel(self) -> None:
         """Drops the request: the client has disconnected."""
@@ -200,7 +203,7 @@ class Exchange:
             return
         if isinstance(result, ServingError):
             self._send_error(error_response(result))
-        elif result.size_in_json > MAX_INLINE_BYTES:
+        elif result.size_in_json > MAX_INLINE_OUTPUT_BYTES:
             _renderings.add(task := asyncio.ensure_future(self._finish_elsewhere(result)))
             task.add_done_callback(_renderings.discard)
         else:
@@ -208,7 +211,7 @@ class Exchange:
 
     def _render(self, response: JsonResponse) -> None:
         try:
-            body, json_length = response.render(self._repeats.max_body_bytes)
+            body, json_length = response.render(self._fast_path.max_body_bytes)
         except Exception as error:
             self._refuse(error)
         else:
@@ -216,7 +219,7 @@ class Exchange:
 
     async def _finish_elsewhere(self, response: JsonResponse) -> None:
         try:
-            body, json_length = await self._repeats.executor.run(response.render, self._repeats.max_body_bytes)
+            body, json_length = await self._fast_path.executor.run(response.render, self._fast_path.max_body_bytes)
         except Exception as error:
             self._refuse(error)
         else:
@@ -226,7 +229,7 @@ class Exchange:
         """Answers, and counts, a request whose response cannot be rendered: the model's statistics have it as good."""
         if not isinstance(error, ServingError):
             error = log_failure("rendering a response")
-        self._repeats.service.refusals.count_error(error, self._model)
+        self._fast_path.service.refusals.count_error(error, self._model)
         self._send_error(error_response(error))
 
     def _send_error(self, response: Response) -> None:
