@@ -25,9 +25,9 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from convoy.images import Box
-from trainer.augmentation import Augment
 from trainer.data.augment import draw_crops
 from trainer.data.folder.decoder import _crop_jpeg
+from trainer.recipes.augmentation import Augment
 
 Pixels = npt.NDArray[np.uint8]
 Way = Callable[[bytes, Box], Pixels]

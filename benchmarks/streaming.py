@@ -41,7 +41,6 @@ from training import ROOT, write_results
 
 from convoy.allocator import keep_freed_memory
 from convoy.cpus import num_available_cpus
-from trainer.augmentation import Augment
 from trainer.config import TrainConfig
 from trainer.data import load_dataset, without_test_images
 from trainer.data.augment import augment_batch, draw_crops
@@ -53,6 +52,7 @@ from trainer.loop.streamed import StreamedSource
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES
+from trainer.recipes.augmentation import Augment
 from trainer.records.run_folder import RunFolder
 from trainer.train import setup
 

@@ -11,7 +11,6 @@ import torch
 
 from convoy.allocator import keep_freed_memory
 from trainer.advice import DatasetSize, advise, describe_batch
-from trainer.augmentation import check_shift
 from trainer.config import TrainConfig
 from trainer.data import Dataset, without_test_images
 from trainer.data.split import stratified_split
@@ -29,6 +28,7 @@ from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipe_files import load_recipe
 from trainer.recipes import Recipe
+from trainer.recipes.augmentation import check_shift
 from trainer.records.checkpoint import Checkpoints
 from trainer.records.run_folder import RunFolder
 from trainer.results import evaluate_on_test_set, import_for_report, report, show_results, summarize, validate

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from trainer.hyperparameters import ClassWeights
 from trainer.kernels.operations import cross_entropy
+from trainer.recipes.hyperparameters import ClassWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.recall import balanced_accuracy
-from trainer.hyperparameters import BestBy
+from trainer.recipes.hyperparameters import BestBy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,12 @@ A run is a recipe, a data set, a seed and nothing else. The hyper-parameters wer
 `own_images`. Knows nothing about models and hardware; imports no torch.
 """
 
-from trainer.augmentation import Augment
 from trainer.errors import unknown_name
-from trainer.hyperparameters import ParameterKind, ParamGroup, Schedule
+from trainer.recipes.augmentation import Augment
 from trainer.recipes.cifar import CIFAR10, CIFAR10_96, CIFAR10_FAST, CIFAR10_SMALL, FASHION_MNIST
 from trainer.recipes.digits import MNIST, MNIST_FAST
 from trainer.recipes.families import FAMILIES, family
+from trainer.recipes.hyperparameters import ParameterKind, ParamGroup, Schedule
 from trainer.recipes.own_images import ANY_NETWORK, PHOTOS, PRETRAINED, PRETRAINED_PREFIX, WITH_FILE, fine_tuning
 from trainer.recipes.recipe import Precision, Recipe, TestTimeViews
 

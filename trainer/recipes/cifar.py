@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from trainer.augmentation import Augment
-from trainer.hyperparameters import Schedule
+from trainer.recipes.augmentation import Augment
+from trainer.recipes.hyperparameters import Schedule
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.shared import TO_ZERO, airbench_groups
 

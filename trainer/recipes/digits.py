@@ -1,7 +1,7 @@
 """The recipes for MNIST: the lecture's own, and a faster and more accurate one."""
 
-from trainer.augmentation import Augment
-from trainer.hyperparameters import ParamGroup
+from trainer.recipes.augmentation import Augment
+from trainer.recipes.hyperparameters import ParamGroup
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.shared import TO_ZERO, airbench_groups, same
 

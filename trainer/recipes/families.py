@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trainer.augmentation import Augment
+from trainer.recipes.augmentation import Augment
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.shared import ONE_CYCLE, nesterov
 

@@ -1,7 +1,7 @@
 """The recipes for the user's own images and networks: fine-tuning, training from scratch, and any network."""
 
-from trainer.augmentation import Augment
-from trainer.hyperparameters import Schedule
+from trainer.recipes.augmentation import Augment
+from trainer.recipes.hyperparameters import Schedule
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.shared import ONE_CYCLE, TO_ZERO, adamw, airbench_groups, nesterov
 

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from trainer.augmentation import Augment, Square
 from trainer.errors import ConfigError
-from trainer.hyperparameters import BestBy, ClassWeights, ParameterKind, ParamGroup, Schedule, check_number
+from trainer.recipes.augmentation import Augment, Square
+from trainer.recipes.hyperparameters import BestBy, ClassWeights, ParameterKind, ParamGroup, Schedule, check_number
 
 if TYPE_CHECKING:
     import torch

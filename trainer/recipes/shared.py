@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from trainer.hyperparameters import ParameterKind, ParamGroup, Schedule
+from trainer.recipes.hyperparameters import ParameterKind, ParamGroup, Schedule
 
 TO_ZERO = Schedule(points=((0.0, 1.0), (1.0, 0.0)))
 """Linear, from the first step to the last one."""

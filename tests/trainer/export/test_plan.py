@@ -11,11 +11,11 @@ import pytest
 from tests.trainer.loop.runs import ALONE
 from tests.trainer.records.results import RESULT
 from tests.trainer.sinks.sink_runs import run_folder
-from trainer.augmentation import Square
 from trainer.config import TrainConfig
 from trainer.export.plan import ExportOptions, ExportPlan, check_complete, export_trained, repository_model
 from trainer.export.repository import RepositoryModel
 from trainer.loop.run import Run
+from trainer.recipes.augmentation import Square
 
 
 @pytest.mark.parametrize(

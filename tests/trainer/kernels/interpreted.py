@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, images, norm_step
-from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
 from trainer.kernels import batches, choice, fused, muon, updates
@@ -31,6 +30,7 @@ from trainer.loop.optim import Optimizer
 from trainer.models import Classifier
 from trainer.models.compact import CompactNet
 from trainer.recipes import ParamGroup
+from trainer.recipes.augmentation import Augment
 
 pytestmark = [  # numpy's, of infinities and NaN, and of how Triton 3.6 reads an array of one number
     pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from tests.trainer.kernels.comparison import Tensors, assert_close, conv_step, images, norm_step
-from trainer.augmentation import Augment
 from trainer.data.augment import augment_batch, draw_params
 from trainer.kernels import choice
 from trainer.kernels.operations import Activation, conv_bias_gelu, convolution, linear
@@ -17,6 +16,7 @@ from trainer.loop.muon import muon_step
 from trainer.loop.optim import Optimizer
 from trainer.models import Classifier, build_network
 from trainer.recipes import ParamGroup
+from trainer.recipes.augmentation import Augment
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.hyperparameters import OptimizerName, ParamGroup
 from trainer.loop.muon import newton_schulz
 from trainer.loop.optim import Optimizer
+from trainer.recipes.hyperparameters import OptimizerName, ParamGroup
 
 
 def _train(model: nn.Module, step, num_steps: int = 20) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]

@@ -16,7 +16,6 @@ from tests.trainer.single_device import SingleDeviceMode
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import draw_params
 from trainer.errors import ConfigError
-from trainer.hyperparameters import OptimizerName, Schedule
 from trainer.loop.ema import WeightAverage
 from trainer.loop.graphed_step import GraphedStep
 from trainer.loop.learner import initial_model, parameter_groups
@@ -26,6 +25,7 @@ from trainer.loop.step import Batch, StepKind, TrainStep
 from trainer.network_files import with_files
 from trainer.ranks.world import World
 from trainer.recipes import RECIPES, Augment, ParamGroup
+from trainer.recipes.hyperparameters import OptimizerName, Schedule
 from trainer.records.checkpoint import weights_sha256
 
 BLANK = ImageSet(torch.zeros(11, 1, 28, 28, dtype=torch.uint8), torch.zeros(11, dtype=torch.int64))

@@ -10,11 +10,11 @@ import torch
 
 from tests.trainer.loop.runs import ALONE, make_run
 from trainer.data import Dataset
-from trainer.hyperparameters import ParamGroup
 from trainer.loop.fit import fit
 from trainer.loop.run import Run, restore
 from trainer.loop.step import Batch
 from trainer.recipes import RECIPES, Augment, Recipe
+from trainer.recipes.hyperparameters import ParamGroup
 from trainer.records.checkpoint import Checkpoints, weights_sha256
 from trainer.signals import StopRequest
 from trainer.studies.branches import Branches, _GraphedBranches, branch_key, train_side_by_side

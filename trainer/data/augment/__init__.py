@@ -20,7 +20,6 @@ Nothing here waits for a value on a GPU or chooses a shape by one: a CUDA graph 
 
 import torch
 
-from trainer.augmentation import Augment
 from trainer.data.augment.boxes import draw_crops
 from trainer.data.augment.colour import jitter
 from trainer.data.augment.erasing import erase
@@ -29,6 +28,7 @@ from trainer.data.augment.geometry import resize
 from trainer.data.augment.mixing import mix
 from trainer.data.augment.params import draw_params, split_params
 from trainer.data.augment.trivial import apply_trivial
+from trainer.recipes.augmentation import Augment
 
 __all__ = ["augment_batch", "draw_crops", "draw_params", "mix_batch", "resize"]
 

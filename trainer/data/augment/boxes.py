@@ -4,8 +4,8 @@ import math
 
 import torch
 
-from trainer.augmentation import Augment
 from trainer.data.order import generator
+from trainer.recipes.augmentation import Augment
 
 NUM_TRIES = 10
 """Rectangles that are drawn for an image to find one that fits, as in torchvision."""

@@ -7,8 +7,8 @@ The images are float32 `[B, C, H, W]` in 0..255, C is 1 or 3, and the results ar
 import torch
 import torch.nn.functional as F
 
-from trainer.augmentation import Augment
 from trainer.kernels.choice import is_fusible
+from trainer.recipes.augmentation import Augment
 
 
 def jitter(augment: Augment, images: torch.Tensor, params: torch.Tensor) -> torch.Tensor:

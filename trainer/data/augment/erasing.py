@@ -6,10 +6,10 @@ normalises, later, and the colour is the mean of the image itself.
 
 import torch
 
-from trainer.augmentation import Augment
 from trainer.data.augment.boxes import draw_boxes, inside
 from trainer.data.augment.choice import apply_where
 from trainer.data.order import generator
+from trainer.recipes.augmentation import Augment
 
 SMALLEST_AREA = 0.02
 LARGEST_RATIO = 10 / 3

@@ -5,9 +5,9 @@ Elsewhere each operation is one of torch's. Both give the same whole numbers; in
 
 import torch
 
-from trainer.augmentation import Augment
 from trainer.data.augment.geometry import crop_and_resize, move, resize
 from trainer.kernels.choice import is_fusible
+from trainer.recipes.augmentation import Augment
 
 
 def gather(

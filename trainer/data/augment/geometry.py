@@ -3,8 +3,8 @@
 import torch
 import torch.nn.functional as F
 
-from trainer.augmentation import Augment, Fill
 from trainer.data.augment.choice import apply_where
+from trainer.recipes.augmentation import Augment, Fill
 
 
 def crop_and_resize(batch: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

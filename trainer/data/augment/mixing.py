@@ -7,9 +7,9 @@ and, with virtual shards, the pairs do not depend on the number of ranks.
 import numpy as np
 import torch
 
-from trainer.augmentation import Augment
 from trainer.data.augment.boxes import inside
 from trainer.data.order import generator
+from trainer.recipes.augmentation import Augment
 
 
 def draw_mixup(augment: Augment, num_samples: int, seed: int, epoch: int) -> torch.Tensor:

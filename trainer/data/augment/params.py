@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.augmentation import Augment
 from trainer.data.augment.boxes import draw_crops
 from trainer.data.augment.erasing import draw_erased
 from trainer.data.augment.mixing import draw_cutmix, draw_mixup
 from trainer.data.augment.trivial import draw_trivial
 from trainer.data.order import generator
+from trainer.recipes.augmentation import Augment
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
-from trainer.augmentation import Augment, Fill
 from trainer.data.augment import colour
 from trainer.data.augment.choice import apply_where
 from trainer.data.augment.geometry import warp
 from trainer.data.order import generator
+from trainer.recipes.augmentation import Augment, Fill
 
 NUM_STRENGTHS = 31
 

@@ -24,11 +24,11 @@ from convoy.images import (
     upright_and_opaque,
     use_image,
 )
-from trainer.augmentation import Square
 from trainer.data.folder.index import DECODED, FolderIndex
 from trainer.data.folder.workers import ImageProblem, collect_warnings, map_in_threads
 from trainer.data.staging import explain_disk_errors
 from trainer.files import sha256_of_file
+from trainer.recipes.augmentation import Square
 
 if TYPE_CHECKING:
     from PIL.Image import Image

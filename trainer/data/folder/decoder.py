@@ -25,7 +25,7 @@ from convoy.images import (
     upright_and_opaque,
     use_image,
 )
-from trainer.augmentation import Square
+from trainer.recipes.augmentation import Square
 
 if TYPE_CHECKING:
     from PIL.Image import Image

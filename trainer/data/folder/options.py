@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convoy.cpus import available_memory
-from trainer.augmentation import Square
+from trainer.recipes.augmentation import Square
 
 if TYPE_CHECKING:
     from trainer.config import SourceChoice  # imports tyro

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from convoy.images import Box, ImageError, Pixels
-from trainer.augmentation import Square
 from trainer.data.content import Dataset, image_digests
 from trainer.data.folder.decoder import decode_crop
 from trainer.data.folder.index import FolderIndex, open_index
@@ -22,6 +21,7 @@ from trainer.data.staging import explain_disk_errors
 from trainer.data.statistics import PixelSums, Statistics
 from trainer.errors import ConfigError, DataError
 from trainer.files import write_json
+from trainer.recipes.augmentation import Square
 
 NUM_SAMPLED = 4096
 """Training images from which the mean and standard deviation of the pixels are computed."""

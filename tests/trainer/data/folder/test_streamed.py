@@ -15,13 +15,13 @@ from PIL import Image
 
 from tests.trainer.data.folder.image_files import Load, put, put_class
 from tests.trainer.data.folder.test_decode import png_of_sixteen_bits
-from trainer.augmentation import Square
 from trainer.data import Dataset, Images, load_dataset
 from trainer.data.folder import streamed
 from trainer.data.folder.options import FolderOptions
 from trainer.data.test_set import load_test_set
 from trainer.errors import ConfigError, DataError
 from trainer.evaluation.ledger import images_sha256
+from trainer.recipes.augmentation import Square
 
 PART = (0.1, 0.2, 0.5, 0.6)
 

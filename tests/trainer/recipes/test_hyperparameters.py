@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from trainer.errors import ConfigError
-from trainer.hyperparameters import ParamGroup, Schedule
 from trainer.recipes import RECIPES
+from trainer.recipes.hyperparameters import ParamGroup, Schedule
 
 
 def test_a_cosine_equals_torchs() -> None:

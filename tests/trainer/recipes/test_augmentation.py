@@ -4,10 +4,10 @@ from dataclasses import fields
 
 import pytest
 
-from trainer.augmentation import Augment, check_shift
 from trainer.errors import ConfigError
 from trainer.recipe_fields import list_fields
 from trainer.recipes import RECIPES
+from trainer.recipes.augmentation import Augment, check_shift
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainer.errors import ConfigError
-from trainer.hyperparameters import check_number
+from trainer.recipes.hyperparameters import check_number
 
 Flip = Literal["none", "alternating", "random"]
 Fill = Literal["reflect", "zero", "edge"]

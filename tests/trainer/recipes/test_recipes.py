@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.trainer.loop.runs import make_run
-from trainer.augmentation import Augment
 from trainer.data import Dataset, ImageSet
 from trainer.data.augment import augment_batch, draw_params
 from trainer.data.datasets import DATASETS
@@ -17,6 +16,7 @@ from trainer.evaluation.views import average_views
 from trainer.loop.fit import fit
 from trainer.models import build_network
 from trainer.recipes import PRETRAINED, PRETRAINED_PREFIX, RECIPES, Recipe, Schedule, find_recipe
+from trainer.recipes.augmentation import Augment
 from trainer.signals import StopRequest
 
 
