@@ -105,7 +105,7 @@ class TrainConfig:
     name: Annotated[str | None, option("NAME", "that of the folder of images, or the recipe's")] = None
     """Name of the published model."""
     promote: bool = False
-    """Publish the model even if it is clearly worse than the newest version, or always predicts the same class."""
+    """Publish the model even if it is clearly worse than the version that serves, or always predicts the same class."""
     thorough: bool = False
     """Check every exported file on 10,000 images at every batch size, instead of for less than a minute."""
     export_views: bool = False
@@ -327,7 +327,7 @@ class ExportConfig:
     int8: bool = False
     """Publish the model in int8, as a model of its own, if that costs at most 0.1 points of validation accuracy."""
     promote: bool = False
-    """Publish the model even if it is clearly worse than the newest version, or always predicts the same class."""
+    """Publish the model even if it is clearly worse than the version that serves, or always predicts the same class."""
     thorough: bool = False
     """Check every exported file on 10,000 images at every batch size, instead of for less than a minute."""
     export_views: bool = False

@@ -63,7 +63,7 @@ def export(run: Run, model: RepositoryModel, result: Result | None, options: Exp
 
     Raises:
         ConfigError: a model with this name exists and has other classes, inputs or outputs.
-        QualityError: the model is clearly worse than the newest version, or always predicts the same class.
+        QualityError: the model is clearly worse than the version that serves, or always predicts the same class.
         ExportError: the outputs of a format differ from the trained model's, or the repository cannot be written.
     """
     model.check()
@@ -99,7 +99,7 @@ def export_int8(run: Run, model: RepositoryModel, result: Result | None, options
 
     Raises:
         ConfigError: a model with this name exists and has other classes, inputs or outputs.
-        QualityError: the model is clearly worse than the newest version, or always predicts the same class.
+        QualityError: the model is clearly worse than the version that serves, or always predicts the same class.
         ExportError: int8 loses more than 0.1 points of validation accuracy, or the repository cannot be written.
     """
     from trainer.export.quantize import CALIBRATION_BATCH_SIZE, NUM_CALIBRATION_IMAGES, quantize
@@ -256,7 +256,7 @@ def _correctness(reference: ReferenceModel, logits: FloatArray) -> Correctness:
 def _check_quality(
     reference: ReferenceModel, model: RepositoryModel, logits: FloatArray, options: ExportOptions
 ) -> QualityCheck:
-    """Compares the exported model with the newest version, and tells the user.
+    """Compares the exported model with the version that it would replace, and tells the user.
 
     Args:
         logits: for the first parity images, `[N, classes]`.

@@ -68,9 +68,9 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
                 rehearse(run, options)
         except TrainerError as error:
             raise type(error)(f"{error}; to train without publishing, pass --no-export") from error
-        if not (run.has_validation or config.promote or model.newest() is None):
+        if not (run.has_validation or config.promote or model.serving() is None):
             raise ConfigError(
-                f"with num_validation 0 nothing tells if the model is worse than version {model.newest()} of {name}: "
+                f"with num_validation 0 nothing tells if the model is worse than version {model.serving()} of {name}: "
                 "pass --promote to publish it all the same, --no-export to train only, or another --name"
             )
     return ExportPlan(model=model, options=options)
@@ -132,7 +132,7 @@ def export_trained(run: Run, plan: ExportPlan | None, result: Result) -> Result:
         The result with the folder of the published version.
 
     Raises:
-        ExportError: a format failed the parity check, the model is clearly worse than the newest version, or the
+        ExportError: a format failed the parity check, the model is clearly worse than the version that serves, or the
             repository cannot be written.
     """
     if plan is None:

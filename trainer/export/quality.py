@@ -1,4 +1,4 @@
-"""The quality check: a version that is clearly worse than the newest one in the repository is not published.
+"""The quality check: a version that is clearly worse than the one that serves is not published.
 
 Each manifest records for every validation image whether the model classified it correctly. So two versions that were
 validated on the same images are compared image by image, without running the earlier one (McNemar, Psychometrika 12,
@@ -27,7 +27,7 @@ MIN_IMAGES_OF_CONSTANT = 20
 
 
 class QualityError(ExportError):
-    """The model is clearly worse than the newest version, or always predicts the same class. Exit code 6."""
+    """The model is clearly worse than the version that serves, or always predicts the same class. Exit code 6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -143,13 +143,13 @@ class Decision:
     """The outcome of the quality check: an objection to a new version, or none, and the figures that it rests on.
 
     Args:
-        newest: the number of the newest version, None if there is none.
+        serving: the number of the version that the new one would replace, None if there is none.
         compared_with: the same, but None if that version has no figures.
         objection: the reason not to publish the version; None if there is none.
         line: for the user, if there is no objection.
     """
 
-    newest: int | None
+    serving: int | None
     compared_with: int | None = None
     comparison: VersionComparison | None = None
     objection: str | None = None
@@ -170,7 +170,7 @@ class Decision:
 
 
 class QualityCheck:
-    """Compares a new version with the newest one in the repository, and tells the user.
+    """Compares a new version with the one that it would replace, and tells the user.
 
     The checks of an export take a while, in which other runs may publish: `section` compares again if they did.
 
@@ -197,12 +197,12 @@ class QualityCheck:
         self._decision = self._decide()
 
     def section(self) -> dict[str, Any]:
-        """Returns the manifest's section `quality`, of a comparison with the version that is the newest one now.
+        """Returns the manifest's section `quality`, of a comparison with the version that serves now.
 
         Raises:
             QualityError: the model must not be published, unless `--promote` says so.
         """
-        if self._decision.newest != self._model.newest():
+        if self._decision.serving != self._model.serving():
             self._decision = self._decide()
         return self._decision.to_json(self.correctness, promote=self._promote)
 
@@ -218,7 +218,7 @@ class QualityCheck:
 
 
 def decide(model: RepositoryModel, correctness: Correctness, constant: str | None) -> Decision:
-    """Compares a new version with the newest one in the repository.
+    """Compares a new version with the one that it would replace.
 
     Args:
         constant: the only class that the new version predicts, None if it predicts several.
@@ -229,13 +229,13 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
     objection = None
     if constant is not None:
         objection = f"it assigns every image to the class {constant!r}, which gets {line}: it has learned nothing"
-    version = model.newest()
+    version = model.serving()
     if version is None:
-        return Decision(newest=None, line=f"{line}; {model.name} has no earlier version", objection=objection)
+        return Decision(serving=None, line=f"{line}; {model.name} has no earlier version", objection=objection)
     earlier = _correctness_of(model, version)
     if isinstance(earlier, str):
         line = f"warning: {line}, but version {version} of {model.name} cannot be compared: {earlier}"
-        return Decision(newest=version, line=line, objection=objection)
+        return Decision(serving=version, line=line, objection=objection)
     comparison = compare(correctness, earlier)
     of_earlier = f"version {version} of {model.name} {100 * comparison.earlier_accuracy:.2f} %"
     if comparison.is_clearly_worse and objection is None:
@@ -244,22 +244,22 @@ def decide(model: RepositoryModel, correctness: Correctness, constant: str | Non
             f"right, {of_earlier} ({comparison.describe()})"
         )
     line = f"{line}, {of_earlier}: not clearly worse ({comparison.describe()})"
-    return Decision(newest=version, compared_with=version, comparison=comparison, objection=objection, line=line)
+    return Decision(serving=version, compared_with=version, comparison=comparison, objection=objection, line=line)
 
 
 def _decide_without_validation(model: RepositoryModel, constant: str | None) -> Decision:
-    """Objects to a version that no validation image can compare with the newest one; a first version may be published.
+    """Objects to a version that nothing can compare with the one that serves; a first version may be published.
 
     Args:
         constant: the only class that the new version predicts for training images, None if it predicts several.
     """
-    version, line = model.newest(), "there are no validation images (num_validation 0)"
+    version, line = model.serving(), "there are no validation images (num_validation 0)"
     objection = None
     if version is not None:
         objection = f"{line}, so that nothing tells if it is worse than version {version}"
     if constant is not None:
         objection = f"it assigns every training image to the class {constant!r}: it has learned nothing"
-    return Decision(newest=version, line=f"{line}; {model.name} has no earlier version", objection=objection)
+    return Decision(serving=version, line=f"{line}; {model.name} has no earlier version", objection=objection)
 
 
 def _correctness_of(model: RepositoryModel, version: int) -> Correctness | str:

@@ -23,7 +23,7 @@ from google.protobuf import text_format
 
 from convoy.images import SIGNIFICANT_BITS
 from convoy.preprocessing import Method
-from convoy.promotion import PromotionError, read_promotion
+from convoy.promotion import Promotion, PromotionError, read_promotion
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
 from trainer.errors import ConfigError, ExportError
 from trainer.files import flush_to_disk
@@ -152,17 +152,25 @@ class RepositoryModel:
             flush_to_disk(self.path)
             return self.path / str(version)
 
-    def newest(self) -> int | None:
-        """Returns the highest version number, or None if there is no version."""
-        return max(self._versions(), default=None) if self.path.is_dir() else None
+    def serving(self) -> int | None:
+        """Returns the version that a new one would replace; None if there is none.
+
+        That is the newest one, unless an operator has chosen an older one (see `convoy.promotion`).
+        """
+        versions, promotion = self._versions() if self.path.is_dir() else [], self._promotion()
+        order = promotion.order(versions) if promotion is not None else []
+        return next((version for version in order if version in versions), max(versions, default=None))
 
     def pinned(self) -> int | None:
         """Returns the version that an operator has pinned, which a newer one does not replace; None for none."""
+        promotion = self._promotion()
+        return promotion.version if promotion is not None and promotion.pinned else None
+
+    def _promotion(self) -> Promotion | None:
         try:
-            promotion = read_promotion(self.path)
+            return read_promotion(self.path)
         except (OSError, PromotionError):  # the server says so
             return None
-        return promotion.version if promotion is not None and promotion.pinned else None
 
     def _versions(self) -> list[int]:
         return [int(path.name) for path in self.path.iterdir() if path.name.isascii() and path.name.isdecimal()]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convoy.promotion import roll_back, write_promotion
 from trainer.export.quality import INTERVALS, MCNEMAR, Correctness, compare, constant_class, decide, mcnemar
 from trainer.export.repository import RepositoryModel
 
@@ -110,6 +111,16 @@ def test_a_new_version_is_compared_with_the_newest(model: RepositoryModel) -> No
         "50.00 % of 100 validation images right, version 2 of digits 50.00 %: not clearly worse (0 of 100 images "
         f"became wrong and 0 right: {MCNEMAR}, p = 1)"
     )
+
+
+def test_after_a_roll_back_a_new_version_is_compared_with_the_one_that_serves(model: RepositoryModel) -> None:
+    put_version(model, manifest_of(model, correctness(100, 0)))
+    put_version(model, manifest_of(model, correctness(50, 50)))
+    write_promotion(model.path, roll_back(None, 1, 2, [1, 2]))
+    decision = decide(model, correctness(50, 50), None)
+    assert (decision.compared_with, str(decision.objection)[:24]) == (1, "it is clearly worse: 50.")
+    put_version(model, manifest_of(model, correctness(99, 1)))
+    assert decide(model, correctness(99, 1), None).compared_with == 3
 
 
 def test_a_version_of_convoy_0_1_is_compared_by_intervals(model: RepositoryModel) -> None:

@@ -97,7 +97,7 @@ def test_an_export_leaves_a_pinned_version_in_service(model: RepositoryModel) ->
     assert model.pinned() is None
     write_promotion(model.path, pin(None, 1, 1, [1]))
     publish(model)
-    assert (model.pinned(), model.newest()) == (1, 2)
+    assert (model.pinned(), model.serving()) == (1, 1)
     (model.path / PROMOTION_FILE).write_text("{")
     assert model.pinned() is None
 
