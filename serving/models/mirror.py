@@ -6,6 +6,7 @@ from the address is deleted. Several processes may share the copy.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -16,16 +17,17 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_promotion, to_bytes
 from convoy.promotion import write_promotion as write_locally
-from serving.errors import LoadError
+from serving.errors import LoadError, TransientLoadError
 from serving.models.config import read_config
 from serving.models.files import describe
 from serving.models.manifest import MANIFEST_FILE, read_manifest, verify_digests
-from serving.models.remote import RemoteModel, RemoteRepository, is_address
+from serving.models.remote import RemoteModel, RemoteRepository, is_address, is_whole
 from serving.models.scanner import WARMUP_FOLDER, version_number
 from serving.models.slot import Standing
 from serving.models.spec import version_policy
@@ -37,6 +39,32 @@ _LOCK = ".lock"
 
 Tags = dict[str, str]
 """A tag of each file by its path in a model's folder."""
+
+OWN = 0
+"""In place of a version: the files beside the versions."""
+
+_FIRST_PAUSE_S = 60.0
+_MAX_PAUSE_S = 6 * 3600.0
+"""Before files are fetched again that arrived damaged: on the way, or because they are so at the address."""
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Of the copy's disk, whichever library writes to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why files that are at the address are not in the copy.
+
+    Args:
+        files: that this holds for.
+        pause_s: before they are fetched again; 0 for the next time.
+        retry_at: on the clock of `time.monotonic`.
+    """
+
+    files: Tags
+    reason: str
+    pause_s: float = 0.0
+    retry_at: float = 0.0
 
 
 class Mirror:
@@ -53,12 +81,12 @@ class Mirror:
         self._lock = threading.RLock()
         self._seen: dict[tuple[str, int], Tags] = {}
         """The files of versions without a manifest that the last listing found, which may still be being uploaded."""
-        self._said: dict[tuple[str, int], tuple[Tags, str]] = {}
-        """Why a version was not fetched, and the files that this holds for."""
+        self._refusals: dict[str, dict[int, _Refusal]] = {}
+        """By model and version, of what the last listing found."""
         self._is_first = True
 
     def sync(self, name: str = "", version: int = 0, serving: Callable[[str], int | None] = lambda name: None) -> None:
-        """Brings the copy to the state of the address.
+        """Brings the copy to the state of the address. What cannot be fetched is in `missing` afterwards.
 
         Args:
             name: of a model of which one more version is needed.
@@ -69,32 +97,58 @@ class Mirror:
         Raises:
             OSError: the address or the copy cannot be read or written. What is in the copy stays.
         """
+        state = self._index_state()
+        models = self._remote.list()  # before the lock: an address that does not answer holds up no other process
         with self._exclusively():
+            if self._index_state() != state:
+                models = self._remote.list()  # another one has seen what may be newer
             fetched = self._read_index()
-            models = self._remote.list()
             folders = [path for path in self.folder.iterdir() if path.is_dir()]
             if not models and folders:
                 raise OSError(f"{self.address} holds no models any more")
+            self._forget_all_but(models)
             for each, model in models.items():
                 extra = version if each == name else 0
+                before = dict(fetched.setdefault(each, {}))
                 try:
-                    self._sync_model(each, model, fetched.setdefault(each, {}), extra, serving(each))
-                    self._said.pop((each, 0), None)
+                    self._sync_model(each, model, fetched[each], extra, serving(each))
+                    self._refusals[each].pop(OWN, None)
                 except OSError as error:
-                    self._say(each, 0, {}, describe(error))
-                self._write_index(fetched)
+                    self._refuse(each, OWN, {}, self._describe(error))
+                if fetched[each] != before:
+                    self._write_index(fetched)
             for folder in [folder for folder in folders if folder.name not in models]:
                 self._remove(folder)
                 fetched.pop(folder.name, None)
+                self._write_index(fetched)
                 logger.info("%s: gone from %s", folder.name, self.address)
-            self._write_index(fetched)
             self._is_first = False
 
-    def refusal(self, name: str, version: int) -> str:
-        """Returns why a version is not in the copy; empty if it is, or is not at the address either."""
-        if (self.folder / name / str(version)).is_dir() or (name, version) not in self._said:
-            return ""
-        return f"version {version} is not fetched from {self.address}: {self._said[name, version][1]}"
+    def describe(self, error: OSError) -> str:
+        """Returns why the copy was not brought to the state of the address."""
+        return f"{'' if self._is_local(error) else 'the remote repository cannot be read: '}{self._describe(error)}"
+
+    def _describe(self, error: OSError | LoadError) -> str:
+        reason = describe(error) if isinstance(error, OSError) else str(error)
+        return f"the copy {self.folder} cannot be written: {reason}" if self._is_local(error) else reason
+
+    def _is_local(self, error: Exception) -> bool:
+        """Returns whether the copy, not the address, is the reason of an error."""
+        is_inside = Path(os.fsdecode(getattr(error, "filename", None) or "/")).is_relative_to(self.folder)
+        return is_inside or getattr(error, "errno", None) in _DISK_ERRORS
+
+    def missing(self) -> dict[str, dict[int, str]]:
+        """Returns why versions, or files beside them, are not in the copy as they were at the address, by model."""
+        with self._lock:
+            return {
+                name: {
+                    version: f"{f'version {version}' if version else 'its configuration'} is not fetched from "
+                    f"{self.address}: {refusal.reason}"
+                    for version, refusal in sorted(refusals.items())
+                }
+                for name, refusals in self._refusals.items()
+                if refusals
+            }
 
     def write_promotion(self, folder: Path, promotion: Promotion) -> None:
         """Makes the operator's choice durable, at the address first.
@@ -102,89 +156,130 @@ class Mirror:
         Raises:
             OSError: it cannot be written.
         """
-        with self._exclusively():
+        with self._exclusively(), _staging(folder) as staged:
+            write_locally(staged, promotion)  # a full disk is found before the address has the choice
             self._remote.write(f"{folder.name}/{PROMOTION_FILE}", to_bytes(promotion))
-            write_locally(folder, promotion)
+            (staged / PROMOTION_FILE).replace(folder / PROMOTION_FILE)
+
+    def _forget_all_but(self, models: Mapping[str, RemoteModel]) -> None:
+        """Forgets what is known of files that have changed or are gone."""
+        now = {(name, number): files for name, model in models.items() for number, files in model.versions.items()}
+        self._seen = {key: files for key, files in self._seen.items() if now.get(key) == files}
+        self._refusals = {
+            name: {
+                version: refusal
+                for version, refusal in self._refusals.get(name, {}).items()
+                if version == OWN or now.get((name, version)) == refusal.files
+            }
+            for name in models
+        }
 
     def _sync_model(self, name: str, model: RemoteModel, fetched: Tags, extra: int, serving: int | None) -> None:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        for file, tag in model.own.items():
-            if fetched.get(file) != tag or not (folder / file).exists():
-                (folder / file).parent.mkdir(exist_ok=True, parents=True)
-                self._fetch_file(f"{name}/{file}", folder / file)
-                fetched[file] = tag
-        self._remove_files(folder, model, fetched)
-        usable, tried = model.versions, set[int]()
+        for left in folder.glob(".*"):  # of a process that was killed: no other one is here now
+            self._remove(left)
+        self._fetch_own(name, model.own, fetched)
+        usable, tried = dict(model.versions), set[int]()
         while wanted := [version for version in _wanted(folder, usable, extra, serving) if version not in tried]:
             tried.update(wanted)
             for version in wanted:
-                files = model.versions[version]
-                if _of_version(fetched, version) != files or not (folder / str(version)).is_dir():
-                    self._fetch_version(name, version, files, fetched)
-            # Others take the places of those that are damaged.
-            usable = {version: files for version, files in usable.items() if not self._is_refused(name, version, files)}
+                if not self._has_version(name, version, model.versions[version], fetched, version == extra):
+                    del usable[version]  # others take its place
+        for version in self._refusals[name].keys() - tried - {OWN}:
+            del self._refusals[name][version]
+        unknown = {version for version, refusal in self._refusals[name].items() if not refusal.pause_s}
+        if any(version in unknown or (name, version) in self._seen for version in tried):
+            return  # what is gone serves until it is known what may take its place
         for version in {version_number(path.name) for path in folder.iterdir()} - {0} - model.versions.keys():
             self._remove(folder / str(version))
             _forget(fetched, version)
 
-    def _remove_files(self, folder: Path, model: RemoteModel, fetched: Tags) -> None:
-        """Removes files beside the versions that are gone from the address, and what a process left that was killed."""
-        for left in folder.glob(".*"):  # no other process is here now
-            self._remove(left)
-        for file in [*folder.iterdir(), *(folder / WARMUP_FOLDER).rglob("*")]:
-            path = str(file.relative_to(folder))
-            if file.is_file() and path not in model.own:
-                file.unlink()
+    def _fetch_own(self, name: str, files: Tags, fetched: Tags) -> None:
+        """Fetches the files beside the versions, all or none, and removes those that are gone from the address."""
+        folder = self.folder / name
+        changed = [file for file, tag in files.items() if fetched.get(file) != tag or not is_whole(folder / file, tag)]
+        with _staging(folder) as staged:
+            for file in changed:
+                self._fetch_file(f"{name}/{file}", staged / file, files[file])
+            for file in changed:
+                (folder / file).parent.mkdir(exist_ok=True)
+                (staged / file).replace(folder / file)
+                fetched[file] = files[file]
+        for left in [*folder.iterdir(), *(folder / WARMUP_FOLDER).rglob("*")]:
+            path = str(left.relative_to(folder))
+            if left.is_file() and path not in files:
+                left.unlink()
                 fetched.pop(path, None)
 
-    def _fetch_version(self, name: str, version: int, files: Tags, fetched: Tags) -> None:
-        """Fetches a version, unless it may still be being uploaded."""
+    def _has_version(self, name: str, version: int, files: Tags, fetched: Tags, is_asked_for: bool) -> bool:
+        """Brings a version to the state of the address. Returns whether that can be loaded, as far as is known.
+
+        Args:
+            is_asked_for: it is fetched without a pause after the last failure.
+        """
+        folder = self.folder / name / str(version)
+        if _of_version(fetched, version) == files and all(is_whole(folder / file, tag) for file, tag in files.items()):
+            return True
         if MANIFEST_FILE not in files and not self._is_first and self._seen.get((name, version)) != files:
-            self._seen[name, version] = files
-            return
-        if self._is_refused(name, version, files):
-            return
-        folder, before, began = self.folder / name, _of_version(fetched, version), time.monotonic()
-        with _staging(folder) as staged:
+            self._seen[name, version] = files  # it may still be being uploaded
+            return True
+        refusal = self._refusals[name].get(version)
+        if refusal is not None and time.monotonic() < refusal.retry_at and not is_asked_for:
+            return False
+        try:
+            self._fetch_version(name, version, files, fetched, _of_version(fetched, version) if refusal is None else {})
+        except (OSError, TransientLoadError) as error:
+            self._refuse(name, version, files, self._describe(error))
+        except LoadError as error:
+            pause_s = min(2 * refusal.pause_s or _FIRST_PAUSE_S, _MAX_PAUSE_S) if refusal else _FIRST_PAUSE_S
+            self._refuse(name, version, files, str(error), pause_s)
+        else:
+            self._refusals[name].pop(version, None)
+            self._seen.pop((name, version), None)
+            return True
+        return False
+
+    def _fetch_version(self, name: str, version: int, files: Tags, fetched: Tags, known: Tags) -> None:
+        """Fetches a version, which appears by one rename.
+
+        Args:
+            known: files of the copy that need not be fetched again.
+
+        Raises:
+            OSError: a file cannot be read or written, or has changed meanwhile.
+            LoadError: the digests of its manifest are others.
+        """
+        folder, began = self.folder / name / str(version), time.monotonic()
+        with _staging(folder.parent) as staged:
             num_fetched = 0
             for file, tag in files.items():
-                (staged / file).parent.mkdir(parents=True, exist_ok=True)
-                if before.get(file) == tag and (folder / str(version) / file).is_file():
-                    os.link(folder / str(version) / file, staged / file)
+                if known.get(file) == tag and is_whole(folder / file, tag):
+                    (staged / file).parent.mkdir(parents=True, exist_ok=True)
+                    os.link(folder / file, staged / file)
                 else:
-                    self._remote.fetch(f"{name}/{version}/{file}", staged / file)
+                    self._fetch_file(f"{name}/{version}/{file}", staged / file, tag)
                     num_fetched += 1
-            try:
-                verify_digests(staged, read_manifest(staged))
-            except LoadError as error:
-                self._say(name, version, files, str(error))
-                return
-            self._remove(folder / str(version))
-            staged.rename(folder / str(version))
+            verify_digests(staged, read_manifest(staged))
+            if MANIFEST_FILE not in files and self._remote.list_version(name, version) != files:
+                raise OSError("its files changed while they were fetched")
+            self._remove(folder)
+            staged.rename(folder)
         _forget(fetched, version)
         fetched |= {f"{version}/{file}": tag for file, tag in files.items()}
-        self._said.pop((name, version), None)
         logger.info("%s version %d: %d files fetched in %.2f s", name, version, num_fetched, time.monotonic() - began)
 
-    def _is_refused(self, name: str, version: int, files: Tags) -> bool:
-        """Returns whether these files of a version have been found to be damaged."""
-        return self._said.get((name, version), ({}, ""))[0] == files
+    def _fetch_file(self, path: str, file: Path, tag: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._remote.fetch(path, file, tag)
 
-    def _say(self, name: str, version: int, files: Tags, reason: str) -> None:
-        """Logs why something was not fetched, once for each reason."""
-        if self._said.get((name, version)) != (files, reason):
+    def _refuse(self, name: str, version: int, files: Tags, reason: str, pause_s: float = 0.0) -> None:
+        """Notes why something was not fetched, and logs it once for each reason."""
+        before = self._refusals[name].get(version)
+        if before is None or before.reason != reason:
             what = f"{name} version {version}" if version else name
             logger.warning("%s is not fetched from %s: %s", what, self.address, reason)
-        self._said[name, version] = (files, reason)
-
-    def _fetch_file(self, path: str, file: Path) -> None:
-        staged = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        try:
-            self._remote.fetch(path, staged)
-            staged.replace(file)
-        finally:
-            staged.unlink(missing_ok=True)
+        self._refusals[name][version] = _Refusal(files, reason, pause_s, time.monotonic() + pause_s)
 
     def _remove(self, path: Path) -> None:
         """Removes a file or folder, which is gone as soon as this begins."""
@@ -202,6 +297,14 @@ class Mirror:
         with self._lock, (self.folder / _LOCK).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+    def _index_state(self) -> tuple[int, int]:
+        """Returns what differs after a change of the index."""
+        try:
+            status = (self.folder / _INDEX).stat()
+        except OSError:
+            return 0, 0
+        return status.st_ino, status.st_mtime_ns
 
     def _read_index(self) -> dict[str, Tags]:
         try:

@@ -22,7 +22,7 @@ from serving.models.folder import RepositoryFolder
 from serving.models.loader import LoadSettings, Model
 from serving.models.mirror import Mirror, open_location
 from serving.models.promotions import Promotions
-from serving.models.scanner import RepositoryFolders, check_name, has_model
+from serving.models.scanner import RepositoryFolders, check_name
 from serving.models.slot import IndexEntry, Standing
 from serving.models.snapshot import RepositorySnapshot, join_names
 from serving.models.versions import ModelVersions
@@ -257,6 +257,7 @@ class Repository:
             failures = self._update(versions, stable=True, override=config)
             if not failures:
                 return
+            failures += self._folder.missing.get(name, {}).values()
             kind = InvalidArgument if config is not None and works else Internal  # with its own configuration, it loads
             raise kind(f"failed to load '{name}', {'; '.join(failures)}")
 
@@ -298,7 +299,7 @@ class Repository:
             raise Unavailable(_SHUTTING_DOWN)
         if name not in self._models:
             try:
-                exists = has_model(self._path, name)
+                exists = self._folder.has_model(name)
             except OSError as error:
                 raise Unavailable(f"model {quote(name)} cannot be read in the repository: {describe(error)}") from error
             if not exists:
@@ -371,7 +372,7 @@ class Repository:
         versions = self._add(name)
         self._update(versions, stable=False)
         try:
-            is_gone = not versions.ready() and not has_model(self._path, name)
+            is_gone = not versions.ready() and not self._folder.has_model(name)
         except OSError:
             return
         if is_gone:
@@ -397,7 +398,9 @@ class Repository:
             views = {name: versions.view for name, versions in sorted(self._models.items())}
             before, was_ready = self._snapshot, self._was_ready
             is_read = before.is_read or self._required is not None
-            self._snapshot = RepositorySnapshot.of(views, self._folder.unreadable, is_read=is_read)
+            self._snapshot = RepositorySnapshot.of(
+                views, self._folder.unreadable, self._folder.missing, is_read=is_read
+            )
             self._was_ready = self.is_ready()
             if (self._snapshot, self._was_ready) == (before, was_ready):
                 return

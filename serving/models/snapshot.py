@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from serving.errors import InvalidArgument, NotFound, Unavailable, quote
 from serving.models.loader import Model
@@ -28,12 +29,20 @@ class RepositorySnapshot:
     standings: Mapping[str, Standing] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, views: Mapping[str, ModelView], unreadable: str = "", *, is_read: bool = True) -> "RepositorySnapshot":
+    def of(
+        cls,
+        views: Mapping[str, ModelView],
+        unreadable: str = "",
+        missing: Mapping[str, Mapping[int, str]] = MappingProxyType({}),
+        *,
+        is_read: bool = True,
+    ) -> "RepositorySnapshot":
         """Puts together the views of all models.
 
         Args:
             views: by name, sorted.
             unreadable: why the whole repository cannot be read; empty if it can.
+            missing: why versions are not in its copy, by model; version 0 is for the files beside the versions.
             is_read: whether it has been read at least once.
         """
         serving = {}
@@ -44,11 +53,8 @@ class RepositorySnapshot:
         for name, view in views.items():
             if name in unhealthy:
                 view = _without_unhealthy(view)
-            index += (
-                [replace(entry, cause=unreadable, retry_at=None) for entry in view.entries]
-                if unreadable
-                else view.entries
-            )
+            entries = _with_missing(name, view.entries, missing.get(name, {}))
+            index += [replace(entry, cause=unreadable, retry_at=None) for entry in entries] if unreadable else entries
             for version, model in sorted(view.ready.items()):
                 serving[name, str(version)] = model
             if view.default is not None:
@@ -121,6 +127,24 @@ def _reason(entries: Collection[IndexEntry]) -> str:
     newest = max(entries, key=lambda entry: int(entry.version or 0))
     entry = next((entry for entry in entries if entry.state == "LOADING"), newest)
     return entry.reason or entry.state.lower()
+
+
+def _with_missing(name: str, entries: Collection[IndexEntry], missing: Mapping[int, str]) -> list[IndexEntry]:
+    """Returns the entries of a model, and of its versions that are not in the copy of a remote repository."""
+    reasons = {str(version or ""): to_utf8(reason) for version, reason in missing.items()}
+    known = [
+        replace(entry, cause=reason)
+        if not entry.cause and (reason := reasons.get(entry.version) or reasons.get(""))
+        else entry
+        for entry in entries
+        if entry.version or not missing
+    ]
+    new = [
+        IndexEntry(name, version, "UNAVAILABLE", reason)
+        for version, reason in reasons.items()
+        if (version or not known) and version not in {entry.version for entry in known}
+    ]
+    return sorted([*known, *new], key=lambda entry: int(entry.version or 0))
 
 
 def _without_unhealthy(view: ModelView) -> ModelView:

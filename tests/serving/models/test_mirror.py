@@ -1,20 +1,29 @@
 """The copy of a remote repository: only what changed is fetched, versions appear whole, errors change nothing."""
 
+import errno
 import logging
+import os
 import shutil
 import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
 
 from convoy.promotion import PROMOTION_FILE, promote, read_promotion, write_promotion
 from serving.config import ServeConfig
-from serving.errors import StartupError, Unavailable
+from serving.errors import NotFound, StartupError, Unavailable
+from serving.models import mirror as mirror_module
+from serving.models import remote as remote_module
+from serving.models.folder import RepositoryFolder
 from serving.models.loader import LoadSettings
 from serving.models.mirror import Mirror, open_location
 from serving.models.remote import RemoteRepository, is_address
-from serving.models.repository import Repository
+from serving.models.repository import IndexEntry, Repository
 from serving.models_command import main
 from serving.protocol.control import ControlService
 from tests.serving.model_files import SCALE_CONFIG, scale, write_config, write_version
@@ -32,21 +41,42 @@ def source(tmp_path):
 
 
 class Recorded(RemoteRepository):
-    """Records what is fetched, and fails if told to."""
+    """Records what is fetched, and fails if told to.
+
+    Attributes:
+        error: of listings.
+        broken: folders whose files cannot be read.
+        alter: changes a file's content on its way.
+    """
 
     def __init__(self, address):
         super().__init__(address)
         self.fetched = []
         self.error = None
+        self.broken = set()
+        self.alter = None
+        self._get_file = self._files.get_file
+        self._files = SimpleNamespace(
+            **{name: getattr(self._files, name) for name in ("find", "ls", "info", "pipe_file", "invalidate_cache")},
+            get_file=self._get_altered,
+        )
+
+    def _get_altered(self, path, file):
+        if self.alter is None:
+            self._get_file(path, file)
+        else:
+            Path(file).write_bytes(self.alter(Path(path).read_bytes()))
 
     def list(self):
         if self.error is not None:
             raise self.error
         return super().list()
 
-    def fetch(self, path, file):
+    def fetch(self, path, file, tag):
         self.fetched.append(path)
-        super().fetch(path, file)
+        if any(path.startswith(f"{folder}/") for folder in self.broken):
+            raise OSError("access denied")
+        super().fetch(path, file, tag)
 
 
 @pytest.fixture
@@ -146,7 +176,7 @@ def test_a_fetch_that_fails_leaves_what_there_was(source, remote, mirror, caplog
     before = visible(mirror.folder)
     write_version(source / "m", 4, scale(4), manifest={})
 
-    def fail(path, file):
+    def fail(path, file, tag):
         file.write_bytes(b"half")
         raise OSError("connection reset")
 
@@ -154,10 +184,170 @@ def test_a_fetch_that_fails_leaves_what_there_was(source, remote, mirror, caplog
     mirror.sync()
     mirror.sync()
     assert visible(mirror.folder) == before
-    assert caplog.text.count("m is not fetched from") == 1
+    assert caplog.text.count("m version 4 is not fetched from") == 1
     monkeypatch.undo()
     mirror.sync()
     assert (mirror.folder / "m/4/model.onnx").exists()
+
+
+def test_files_that_arrive_damaged_are_fetched_again_after_a_pause(source, remote, mirror, monkeypatch):
+    mirror.sync()
+    write_version(source / "m", 4, scale(4), manifest={})
+    remote.alter = lambda content: bytes([content[0] ^ 1]) + content[1:]
+    mirror.sync()
+    remote.alter = None
+    (mirror.folder / "m/3/model.onnx").write_bytes(b"!" * len(scale(3)))  # rotten, and not fetched again for 3.json
+    (source / "m/3/3.json").touch()
+    mirror.sync()
+    assert not (mirror.folder / "m/4").exists()
+    later = time.monotonic() + 61
+    monkeypatch.setattr(mirror_module.time, "monotonic", lambda: later)
+    mirror.sync()
+    assert [(mirror.folder / f"m/{version}/model.onnx").read_bytes() for version in (3, 4)] == [scale(3), scale(4)]
+    assert mirror.missing() == {}
+
+
+def test_files_that_arrive_in_part_replace_nothing(source, remote, mirror):
+    mirror.sync()
+    write_config(source / "m", SCALE_CONFIG + "# changed")
+    (source / "m/warmup").mkdir()
+    (source / "m/warmup/x").write_bytes(b"data")
+    write_version(source / "m", 3, scale(33))
+    before = [(mirror.folder / file).read_bytes() for file in visible(mirror.folder)]
+    remote.alter = lambda content: content[:3] if content == b"data" else content
+    mirror.sync()
+    assert [(mirror.folder / file).read_bytes() for file in visible(mirror.folder)] == before
+    reason = "only the first 3 bytes of m/warmup/x arrived"
+    assert mirror.missing() == {"m": {0: f"its configuration is not fetched from {remote.address}: {reason}"}}
+    remote.alter = None
+    mirror.sync()
+    mirror.sync()
+    assert (mirror.folder / "m/config.pbtxt").read_text() == SCALE_CONFIG + "# changed"
+    assert (mirror.folder / "m/3/model.onnx").read_bytes() == scale(33)
+
+
+@pytest.mark.parametrize("file", ["m/3/model.onnx", "m/config.pbtxt"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_what_is_lost_in_the_copy_is_fetched_again(remote, mirror, file, damage):
+    mirror.sync()
+    content = (mirror.folder / file).read_bytes()
+    damage(mirror.folder / file)
+    remote.fetched.clear()
+    mirror.sync()
+    assert (remote.fetched, (mirror.folder / file).read_bytes()) == ([file], content)
+
+
+def test_a_version_without_a_manifest_that_changes_while_it_is_fetched_waits(source, remote, mirror):
+    mirror.sync()
+    write_version(source / "m", 4, scale(4))
+    (source / "m/4/weights").write_bytes(b"4")
+    mirror.sync()
+
+    def change(content):
+        (source / "m/4/model.onnx").write_bytes(scale(5))
+        (source / "m/4/weights").write_bytes(b"5.")
+        return content
+
+    remote.alter = change
+    mirror.sync()
+    remote.alter = None
+    assert not (mirror.folder / "m/4").exists()
+    assert "its files changed while they were fetched" in mirror.missing()["m"][4]
+    mirror.sync()
+    assert not (mirror.folder / "m/4").exists(), "these files have been listed once"
+    mirror.sync()
+    assert [(mirror.folder / "m/4" / file).read_bytes() for file in ("model.onnx", "weights")] == [scale(5), b"5."]
+
+
+def test_a_version_that_is_gone_stays_until_the_one_in_its_place_is_known(source, remote, mirror):
+    mirror.sync()
+    shutil.rmtree(source / "m/3")
+    shutil.rmtree(source / "m/1")
+    write_version(source / "m", 4, scale(4))
+    mirror.sync()
+    assert sorted(path.name for path in mirror.folder.glob("m/[0-9]")) == ["2", "3"]
+    remote.broken.add("m/4")
+    mirror.sync()
+    assert sorted(path.name for path in mirror.folder.glob("m/[0-9]")) == ["2", "3"]
+    remote.broken.clear()
+    mirror.sync()
+    assert sorted(path.name for path in mirror.folder.glob("m/[0-9]")) == ["2", "4"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_gone(source, remote, mirror, monkeypatch):
+    mirror.sync()
+    before, listed = visible(mirror.folder), remote._files.ls
+
+    def fail(path, **options):
+        if path.endswith("m/3"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return listed(path, **options)
+
+    monkeypatch.setattr(remote._files, "ls", fail)
+    with pytest.raises(OSError, match="Permission denied"):
+        mirror.sync()
+    assert visible(mirror.folder) == before
+
+
+def test_the_reason_says_whether_the_address_or_the_copy_is_at_fault(source, remote, mirror):
+    mirror.sync()
+    write_version(source / "m", 4, scale(4), manifest={})
+
+    def fill(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    remote.alter = fill
+    mirror.sync()
+    reason = f"the copy {mirror.folder} cannot be written: No space left on device"
+    assert mirror.missing() == {"m": {4: f"version 4 is not fetched from {remote.address}: {reason}"}}
+    (mirror.folder / ".lock").unlink()
+    (mirror.folder / ".lock").mkdir()
+    folder = RepositoryFolder(mirror.folder, lambda: None, mirror)
+    assert folder.fetch() == f"the copy {mirror.folder} cannot be written: Is a directory"
+    remote.error = OSError("no route to host")
+    assert folder.fetch() == "the remote repository cannot be read: no route to host"
+
+
+def test_a_choice_that_the_copy_cannot_take_is_not_made(source, mirror, monkeypatch):
+    mirror.sync()
+
+    def fail(folder, promotion):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mirror_module, "write_locally", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        mirror.write_promotion(mirror.folder / "m", promote(None, 2, 3, [1, 2, 3]))
+    assert not (source / "m" / PROMOTION_FILE).exists()
+
+
+def test_an_index_is_written_when_it_changes(source, mirror):
+    mirror.sync()
+    before = (mirror.folder / ".fetched.json").stat().st_ino
+    mirror.sync()
+    assert (mirror.folder / ".fetched.json").stat().st_ino == before
+
+
+def test_files_of_a_web_server(source, tmp_path):
+    """Its listings tell nothing of a file: each is asked for."""
+    handler = partial(QuietHandler, directory=str(source.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            mirror = Mirror(RemoteRepository(f"http://127.0.0.1:{server.server_port}/source"), tmp_path / "copy")
+            mirror.sync()
+            assert visible(mirror.folder)[-1] == "m/config.pbtxt"
+            write_config(source / "m", SCALE_CONFIG + "# changed")
+            mirror.sync()
+            assert (mirror.folder / "m/config.pbtxt").read_text() == SCALE_CONFIG + "# changed"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
 
 
 def test_names_that_lead_elsewhere_are_left_out(tmp_path):
@@ -255,6 +445,60 @@ def test_a_server_cannot_start_without_address_and_copy(remote, mirror, open_rep
     remote.error = OSError("no route to host")
     with pytest.raises(StartupError, match="the remote repository cannot be read: no route to host"):
         open_repository(mirror)
+
+
+def test_an_older_version_takes_the_place_of_one_that_cannot_be_fetched(source, remote, mirror, open_repository):
+    remote.broken.add("m/3")
+    repository = open_repository(mirror)
+    assert (ask(repository, "m"), repository.is_ready()) == (2, True)
+    reason = f"version 3 is not fetched from {remote.address}: access denied"
+    entries = [(entry.version, entry.state, entry.reason) for entry in repository.index(False)]
+    assert entries[-2:] == [("2", "READY", ""), ("3", "UNAVAILABLE", reason)]
+    with pytest.raises(Unavailable, match=reason):
+        repository.promotions.promote("m", 3)
+    remote.broken.clear()
+    eventually(lambda: ask(repository, "m") == 3)
+    assert not [entry for entry in repository.index(False) if "fetched" in entry.reason]
+
+
+def test_readiness_requires_a_model_that_cannot_be_fetched(source, remote, mirror, open_repository):
+    shutil.copytree(source / "m", source / "n")
+    remote.broken.add("n")
+    repository = open_repository(mirror)
+    reason = f"its configuration is not fetched from {remote.address}: access denied"
+    assert (ask(repository, "m"), repository.is_ready()) == (3, False)
+    assert repository.index(False)[-1] == IndexEntry("n", "", "UNAVAILABLE", reason)
+    with pytest.raises(NotFound, match=f"model 'n' has no available versions: {reason}"):
+        repository.get("n")
+    remote.broken.clear()
+    eventually(repository.is_ready)
+    assert ask(repository, "n") == 3
+
+
+def test_a_server_of_which_nothing_can_be_fetched_does_not_start(remote, mirror, open_repository):
+    remote.broken.add("m")
+    with pytest.raises(StartupError, match=r"model 'm': its configuration is not fetched from .*: access denied"):
+        open_repository(mirror)
+
+
+def test_an_address_that_does_not_answer(source, remote, mirror, open_repository, monkeypatch):
+    mirror.sync()
+    answer, calls, find = threading.Event(), [], remote._walk
+
+    def hang(folder):
+        calls.append(folder)
+        answer.wait(60)
+        return find(folder)
+
+    monkeypatch.setattr(remote, "_walk", hang)
+    monkeypatch.setattr(remote_module, "PATIENCE_S", 0.05)
+    repository = open_repository(mirror)
+    write_version(source / "m", 4, scale(4), manifest={})
+    assert (ask(repository, "m"), repository.is_ready()) == (3, True), "served from the copy"
+    eventually(lambda: repository.index(False)[-1].reason == "the remote repository cannot be read: it does not answer")
+    assert len(calls) == 1, "no other one is asked for meanwhile"
+    answer.set()
+    eventually(lambda: ask(repository, "m") == 4)
 
 
 def test_a_choice_is_written_to_the_address(source, mirror, open_repository, tmp_path):
