@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convoy.metadata import without_metadata
+from convoy.named_files import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
@@ -85,6 +86,8 @@ def use_image(
         ImageError: the file cannot be opened, or `use` fails.
     """
     with explain_decode_errors(None if isinstance(source, bytes) else source):
+        if isinstance(source, Path) and not source.is_file():
+            source = read_file(source)
         try:
             return _use(source, use, formats)
         except ImageError:

@@ -9,6 +9,7 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
+from convoy.named_files import check_regular
 from trainer.errors import ConfigError, DataError
 from trainer.files import sha256_of_file, write_atomically
 from trainer.paths import image_folder
@@ -134,6 +135,7 @@ def _file_of_package(package: str, recipe: str) -> Path:
 
 def _sha256_of_weights(path: Path) -> str:
     try:
+        check_regular(path)
         status = path.stat()
         return _sha256_at(path, status.st_mtime_ns, status.st_size)
     except OSError as error:

@@ -5,6 +5,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 
+from convoy.named_files import read_file
 from trainer.errors import ConfigError
 from trainer.recipe_fields import check_recipe, recipe_from_table
 from trainer.recipes import Recipe, find_recipe
@@ -38,7 +39,7 @@ def read_toml(path: Path) -> dict[str, object]:
         ConfigError: it cannot be read, or is no TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))  # of names of files
+        return tomllib.loads(read_file(path).decode("utf-8", "surrogateescape"))  # of names of files
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from convoy.named_files import read_file
 from trainer.errors import ConfigError, TrainerError, unknown_name
 
 _OURS = ("convoy", "trainer")
@@ -114,7 +115,7 @@ def _modules_of(name: str, folder: Path) -> Iterator[Path]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.expanduser().read_bytes()
+        return read_file(path.expanduser())
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
 

@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn, TypeVar
 import tyro
 
 from convoy.images import EXTENSIONS
+from convoy.named_files import read_file
 from convoy.options import option, parse_options
 from convoy.token_lines import is_token
 from convoy.verbs import Verb, run_verb
@@ -75,7 +76,7 @@ class ConnectConfig:
         if self.token_file is None:
             return None
         try:
-            token = self.token_file.read_text(encoding="utf-8-sig").strip()
+            token = read_file(self.token_file).decode("utf-8-sig").strip()
         except OSError as error:
             raise invalid_argument(f"cannot read a token from {self.token_file}: {error.strerror}") from error
         except UnicodeDecodeError:

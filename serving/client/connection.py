@@ -21,6 +21,7 @@ import grpc
 from google.protobuf.message import Message
 
 from convoy.grpc_core import keepalive_options
+from convoy.named_files import read_file
 from convoy.tls import load_authority, load_chain
 from convoy.token_lines import is_token
 from serving.client.errors import DEFAULT_PORT, ClientError, from_rpc, invalid_argument, invalid_response, no_response
@@ -291,6 +292,6 @@ def is_loopback(address: str) -> bool:
 
 def _read(path: Path | None) -> bytes | None:
     try:
-        return None if path is None else path.read_bytes()
+        return None if path is None else read_file(path)
     except OSError as error:
         raise invalid_argument(f"cannot read {path}: {error.strerror}") from error

@@ -25,6 +25,7 @@ from convoy.images import (
     has_sixteen_bits,
     use_image,
 )
+from convoy.named_files import read_file
 from convoy.preprocessing import PREPROCESSING, Preprocessing, PreprocessingError
 from protos import model_config_pb2
 from serving.client.errors import invalid_argument
@@ -75,7 +76,7 @@ class ImageFile:
             ClientError: it cannot be read.
         """
         try:
-            return cls(os.fspath(path), Path(path).read_bytes())
+            return cls(os.fspath(path), read_file(path))
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             reason = getattr(error, "strerror", None) or error
             raise invalid_argument(f"{os.fspath(path)}: {reason}") from error

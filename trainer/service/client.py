@@ -13,6 +13,7 @@ from urllib.parse import quote
 import grpc
 
 from convoy.grpc_core import keepalive_options
+from convoy.named_files import read_file
 from convoy.tls import load_authority
 from convoy.token_lines import is_token
 from protos import training_pb2 as pb
@@ -249,7 +250,7 @@ def _sent(spec: JobSpec) -> pb.JobSpec:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 

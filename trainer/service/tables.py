@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import NullPool
 
 from convoy.extras import how_to_install
+from convoy.named_files import check_regular
 from trainer.errors import ConfigError
 
 SCHEMA_VERSION = 1
@@ -138,6 +139,7 @@ def _create_engine(address: URL) -> sa.Engine:
         timeouts = {name: value for name, value in _POSTGRES_TIMEOUTS.items() if name not in address.query}
         return sa.create_engine(address, pool_pre_ping=True, connect_args=timeouts)
     if address.database:
+        check_regular(Path(address.database))
         Path(address.database).parent.mkdir(parents=True, exist_ok=True)
         # For this user alone: the variables of a job may hold keys.
         os.close(os.open(address.database, os.O_CREAT | os.O_RDONLY, 0o600))
