@@ -94,8 +94,8 @@ class ImageFiles:
         return InferInput(self.images.name, "UINT8", (*batch, *self.images.shape), pixels)
 
 
-class FilesGiven(Exception):
-    """A request holds image files for a model, which must be decoded before it can be run."""
+class NeedsDecoding(Exception):
+    """A request holds image files for a model, which must be decoded before it can run."""
 
     def __init__(self, request: InferRequest, model: Model, files: ImageFiles) -> None:
         super().__init__()

@@ -100,8 +100,8 @@ class Place:
             raise InvalidArgument(f"output '{output}' cannot be written to its region: {error.strerror}") from error
 
 
-class SharedMemoryGiven(Exception):
-    """A request has tensors in shared memory, which must be read before it can be run."""
+class NeedsSharedMemory(Exception):
+    """A request has tensors in shared memory, which must be read before it can run."""
 
     def __init__(self, request: InferRequest) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from protos import grpc_service_pb2 as pb
 from serving.client import Client, ClientError
-from serving.inference.inference_request import InferenceRequest
+from serving.inference.bound_request import BoundRequest
 from serving.models.repository import Model
 from serving.observability.statistics import Snapshot
 from tests.serving.conftest import SERVICE, Served, tensor
@@ -255,7 +255,7 @@ def test_a_finished_call_holds_no_memory(served: Served, slow: Model) -> None:
         leaving.cancel()
         wait_until(lambda: slow.batcher.num_queued == 0)
         assert response(first) == [BUSY]
-        wait_until(lambda: not any(type(one) is InferenceRequest for one in gc.get_objects()))
+        wait_until(lambda: not any(type(one) is BoundRequest for one in gc.get_objects()))
     finally:
         gc.enable()
 

@@ -1,4 +1,4 @@
-"""A request of any front end, once it is checked: what a batcher queues, and how its response is made."""
+"""A request that is bound to its plan: what a batcher queues, and how its response is encoded."""
 
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -31,8 +31,8 @@ class Encoder(Protocol[S_contra, R_co]):
         """Returns the response for the plan's rows of a batch."""
 
 
-class InferenceRequest(QueuedRequest, Generic[R]):
-    """A queued request that its client may cancel; a `RequestHandle`."""
+class BoundRequest(QueuedRequest, Generic[R]):
+    """A request with its inputs in the order of its plan, which its client may cancel; a `RequestHandle`."""
 
     __slots__ = ("_encoder", "_id", "_sink")
 
@@ -75,7 +75,7 @@ class InferenceRequest(QueuedRequest, Generic[R]):
         self._encoder.plan.model.batcher.cancel(self)
 
 
-class DecodedRequest(InferenceRequest[R]):
+class DecodedRequest(BoundRequest[R]):
     """A request whose image files have been decoded. It arrived before that, and was queued afterwards.
 
     Args:
