@@ -69,6 +69,7 @@ class Worker:
 
         self._config = assignment.config
         self._changes = assignment.changes
+        self._models = assignment.models
         self._server = build_server(assignment.config, is_worker=True)
         self._server.repository.serve_like(assignment.models)
         self._server.set_may_be_ready(False)
@@ -102,6 +103,7 @@ class Worker:
                     self._make(change)
                 except ServingError as error:
                     logger.warning("model '%s' could not be brought to where the others are: %s", change.model, error)
+            self._compare()
             self._server.repository.serve_like({})
             self._has_caught_up.set()
             self._server.start()
@@ -113,6 +115,27 @@ class Worker:
         self._is_up = True
         self._server.repository.subscribe(self._tell_state)
         self._tell_state()
+
+    def _compare(self) -> None:
+        """Compares the models with those of the other workers, whose files may have been damaged since.
+
+        A worker without a model must not take connections from those that have it. An older version is taken, as it is
+        by a server that starts.
+
+        Raises:
+            StartupError: a model does not load in any version.
+        """
+        repository = self._server.repository
+        for name, others in self._models.items():
+            mine, _ = repository.standing(name)
+            if mine in others:
+                continue
+            entries = [entry for entry in repository.index(False) if entry.name == name]
+            reasons = "; ".join(f"version {entry.version}: {entry.reason}" for entry in entries if entry.reason)
+            what = f"model '{name}', of which other workers serve version {others[0]}"
+            if mine is None:
+                raise StartupError(f"{what}, does not load: {reasons or 'it is gone'}")
+            logger.warning("%s: this one serves version %d: %s", what, mine, reasons)
 
     def _beat(self) -> None:
         while True:

@@ -245,6 +245,34 @@ class TestDeath:
                         failures.append(repr(error))
         client.close()
 
+    def test_one_that_cannot_load_what_the_others_serve(
+        self, start: Callable[..., ServerProcess], tmp_path: Path
+    ) -> None:
+        """An older version serves in its place; without one, the others have the port for themselves."""
+        write_version(tmp_path / "models/scale", 2, scale(3.0))
+        server = start()
+        server.target()
+        until(lambda: is_ready(server))
+        url = f"http://127.0.0.1:{server.http_port()}/v2/models/scale"
+        last = workers_of(server)[1]
+
+        def kill_first() -> None:
+            os.kill(next(pid for pid in workers_of(server) if pid != last), signal.SIGKILL)
+
+        (tmp_path / "models/scale/2/model.onnx").write_bytes(b"damaged")
+        kill_first()
+        why = "version 2: ONNX Runtime cannot load"
+        server.wait_for(f"'scale', of which other workers serve version 2: this one serves version 1: {why}")
+        until(lambda: len(workers_of(server)) == 2 and is_ready(server))
+        (tmp_path / "models/scale/1/model.onnx").write_bytes(b"damaged")
+        kill_first()
+        server.wait_for(f"cannot start: model 'scale', of which other workers serve version 2, does not load: .*{why}")
+        assert not is_ready(server)
+        assert {tuple(httpx.get(url, timeout=PATIENCE_S).json()["versions"]) for _ in range(20)} == {("2",)}
+        write_version(tmp_path / "models/scale", 2, scale(3.0))
+        until(lambda: len(workers_of(server)) == 2 and is_ready(server))
+        assert server.stop() == 0
+
     def test_pauses_grow_and_workers_end_with_their_supervisor(self, start: Callable[..., ServerProcess]) -> None:
         server = start()
         server.target()
