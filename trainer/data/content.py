@@ -117,10 +117,9 @@ class Dataset:
     std: tuple[float, ...]
     """Standard deviation, likewise."""
     notes: tuple[str, ...] = ()
-    """Lines logged when the folder was opened: files that were skipped, images that are in two splits."""
+    """As in `DatasetContent`."""
     significant_bits: int | None = None
-    """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
-    such files."""
+    """As in `DatasetContent`."""
 
     @property
     def is_streamed(self) -> bool:

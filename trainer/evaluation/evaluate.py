@@ -118,8 +118,7 @@ def evaluate(
     """
     if indices is None:
         indices = torch.arange(len(images.labels))
-    # Columns: predicted, confidence, label's probability, loss, predicted with views. float64 holds each exactly, so
-    # that adding the zeros of the other ranks changes nothing.
+    # Rows of `_answers`. float64 holds each value exactly, so that adding the zeros of the other ranks changes nothing.
     table = torch.zeros(len(indices), 5, dtype=torch.float64)
     size = chunk_size(images.shape)
     positions = range(world.rank * size, len(indices), world.size * size)
@@ -134,12 +133,7 @@ def evaluate(
             chunk = indices[start : start + size]
             pixels, labels = decoded.to(world.device), images.labels[chunk].to(world.device)
             logits, views, part_size = _in_parts(predict, predict_with_views, pixels, part_size)
-            log_probabilities = F.log_softmax(logits, dim=1)
-            best, predicted = log_probabilities.max(dim=1)
-            of_label = log_probabilities.gather(1, labels[:, None])[:, 0]
-            with_views = predicted if views is None else views.argmax(dim=1)
-            columns = [column.double() for column in (predicted, best.exp(), of_label.exp(), -of_label, with_views)]
-            table[start : start + len(chunk)] = torch.stack(columns, dim=1).cpu()
+            table[start : start + len(chunk)] = _answers(logits, views, labels).cpu()
         table = world.all_reduce_sum(table.to(world.device))
     if len(bad := torch.nonzero(~table[:, 3].isfinite())):
         raise DivergenceError(
@@ -154,6 +148,20 @@ def evaluate(
         loss=float(table[:, 3].mean()),
         predicted_with_views=None if predict_with_views is None else table[:, 4].long(),
     )
+
+
+def _answers(logits: torch.Tensor, views: torch.Tensor | None, labels: torch.Tensor) -> torch.Tensor:
+    """Returns a row for each image, float64 `[B, 5]`.
+
+    Its columns are the predicted class and its probability, the label's probability and loss, and the class that is
+    predicted with views.
+    """
+    log_probabilities = F.log_softmax(logits, dim=1)
+    best, predicted = log_probabilities.max(dim=1)
+    of_label = log_probabilities.gather(1, labels[:, None])[:, 0]
+    with_views = predicted if views is None else views.argmax(dim=1)
+    columns = (predicted, best.exp(), of_label.exp(), -of_label, with_views)
+    return torch.stack([column.double() for column in columns], dim=1)
 
 
 def _in_parts(

@@ -46,7 +46,12 @@ _FIXED_WIDTH_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet152": partial(ResNet, depth=152),
 }
 """Networks whose widths a recipe cannot choose."""
-_NETWORKS_WITH_WIDTHS = ("airbench", "airbench-residual", "airbench-strided", "compact")
+_NETWORKS_WITH_WIDTHS: dict[str, Callable[..., nn.Module]] = {
+    "airbench": AirbenchNet,
+    "airbench-residual": partial(AirbenchNet, is_residual=True),
+    "airbench-strided": partial(AirbenchNet, stride=2),
+    "compact": CompactNet,
+}
 
 
 def build_network(
@@ -69,20 +74,17 @@ def build_network(
     shape = {"num_channels": num_channels, "image_size": image_size, "num_classes": num_classes}
     if name in _FIXED_WIDTH_NETWORKS:
         return _FIXED_WIDTH_NETWORKS[name](**shape)
+    if name in _NETWORKS_WITH_WIDTHS:
+        return _NETWORKS_WITH_WIDTHS[name](**shape, widths=widths)
     if is_reference(name):
         return build_own(name, **shape)
     match name.partition(":"):
-        case (("airbench" | "airbench-residual" | "airbench-strided"), _, _):
-            is_residual, stride = name == "airbench-residual", 2 if name == "airbench-strided" else 1
-            return AirbenchNet(**shape, widths=widths, is_residual=is_residual, stride=stride)
-        case "compact", _, _:
-            return CompactNet(**shape, widths=widths)
-        case "pretrained", _, original:
-            return build_pretrained(original, **shape)
-        case "torchvision", _, original:
-            return build_torchvision(original, image_size=image_size, num_classes=num_classes)
-        case "timm", _, original:
-            return build_timm(original, **shape)
+        case "pretrained", _, theirs:
+            return build_pretrained(theirs, **shape)
+        case "torchvision", _, theirs:
+            return build_torchvision(theirs, image_size=image_size, num_classes=num_classes)
+        case "timm", _, theirs:
+            return build_timm(theirs, **shape)
     raise unknown_name("network", name, [*_FIXED_WIDTH_NETWORKS, *_NETWORKS_WITH_WIDTHS])
 
 

@@ -1,5 +1,7 @@
 """The head of a network: its last fully connected layer, or the 1x1 convolution that classifies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -30,20 +32,22 @@ def find_head(network: nn.Module, images: torch.Tensor) -> str | None:
 
 def run_once(network: nn.Module, images: torch.Tensor) -> object:
     """Returns what a network returns for images in evaluation mode, which changes nothing in it."""
-    is_training = network.training
-    try:
-        with torch.no_grad():
-            return network.eval()(images)
-    finally:
-        network.train(is_training)
+    with _in_evaluation_mode(network), torch.no_grad():
+        return network(images)
 
 
 def has_gradient(network: nn.Module, images: torch.Tensor) -> bool:
     """Returns whether a network's output depends on parameters that can be trained."""
+    with _in_evaluation_mode(network), torch.enable_grad():
+        return bool(network(images).requires_grad)
+
+
+@contextmanager
+def _in_evaluation_mode(network: nn.Module) -> Iterator[None]:
     is_training = network.training
     try:
-        with torch.enable_grad():
-            return bool(network.eval()(images).requires_grad)
+        network.eval()
+        yield
     finally:
         network.train(is_training)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.models.head import run_once
 from trainer.models.layers import Dropout, dropout_layers, use_dropout_seeds
 
 NUM_TRIAL_IMAGES = 3
@@ -77,10 +78,8 @@ def _count_calls(network: nn.Module, images: torch.Tensor) -> tuple[Counter[str]
     ]
     try:
         if hooks:
-            with torch.no_grad():
-                network.eval()(images)
+            run_once(network, images)
     finally:
-        network.train()
         for hook in hooks:
             hook.remove()
     return calls, batch_calls
