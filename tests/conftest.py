@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from tests.hosts import why_no_namespaces
+from tests.interpreter import Interpreter
 from tests.requirements_of import missing_packages
 from trainer.data import Dataset, load_dataset
 
@@ -114,19 +115,21 @@ def trainer_command(data_dir: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture(scope="session")
-def run_trainer(trainer_command: Callable[..., list[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def interpreter() -> Iterator[Interpreter]:
+    """Runs Python command lines to their end, without the seconds of an import of torch."""
+    with Interpreter(clean_environment()) as interpreter:
+        yield interpreter
+
+
+@pytest.fixture(scope="session")
+def run_trainer(
+    trainer_command: Callable[..., list[str]], interpreter: Interpreter
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """A function that runs the trainer to its end and returns the completed process."""
 
     def run(*arguments: str, ranks: int = 1, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            trainer_command(*arguments, ranks=ranks),
-            cwd=cwd,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        _, *command = trainer_command(*arguments, ranks=ranks)
+        return interpreter.run(command, env=clean_environment(), cwd=cwd)
 
     return run
 

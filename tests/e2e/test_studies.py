@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from tests.e2e.test_training import started, wait_for_line
+from tests.interpreter import Interpreter
 from trainer.cli import study_command
 
 pytestmark = pytest.mark.slow
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def command(*arguments: str, ranks: int = 1) -> list[str]:
@@ -21,16 +25,15 @@ def command(*arguments: str, ranks: int = 1) -> list[str]:
     return [sys.executable, *(torchrun if ranks > 1 else []), "-m", "trainer", "study", *arguments]
 
 
-def run(*arguments: str, ranks: int = 1) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command(*arguments, ranks=ranks),
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+@pytest.fixture
+def run(interpreter: Interpreter) -> Run:
+    """A function that runs a study to its end."""
+
+    def run(*arguments: str, ranks: int = 1) -> "subprocess.CompletedProcess[str]":
+        _, *words = command(*arguments, ranks=ranks)
+        return interpreter.run(words, env=clean_environment(), cwd=ROOT, timeout_s=600)
+
+    return run
 
 
 def small(data_dir: Path, folder: Path) -> list[str]:
@@ -43,7 +46,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_ranks_share_the_seeds_and_the_results_match(tmp_path: Path, data_dir: Path) -> None:
+def test_ranks_share_the_seeds_and_the_results_match(tmp_path: Path, data_dir: Path, run: Run) -> None:
     found = []
     for ranks in (1, 2):
         folder = tmp_path / f"workspace-{ranks}" / "study"
@@ -57,7 +60,7 @@ def test_ranks_share_the_seeds_and_the_results_match(tmp_path: Path, data_dir: P
     assert found[0] == pytest.approx(found[1], abs=1.0)
 
 
-def test_a_signal_ends_a_study_and_the_same_command_continues_it(tmp_path: Path, data_dir: Path) -> None:
+def test_a_signal_ends_a_study_and_the_same_command_continues_it(tmp_path: Path, data_dir: Path, run: Run) -> None:
     folder = tmp_path / "runs" / "study"
     arguments = ["seeds", "--runs", "3", "--epochs", "2", "--stack", "1", *small(data_dir, folder)]
     with started(command(*arguments)) as process:
@@ -89,7 +92,7 @@ def test_a_study_whose_output_is_closed_names_the_command_to_continue(tmp_path: 
     )
 
 
-def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -> None:
+def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path, run: Run) -> None:
     folder = tmp_path / "runs" / "study"
     arguments = ["sweep", "--grid", "lr_scale=0.5,1,2", "--epochs", "1", *small(data_dir, folder)]
     done = run(*arguments, ranks=2)
@@ -98,7 +101,9 @@ def test_ranks_share_the_candidates_of_a_sweep(tmp_path: Path, data_dir: Path) -
     assert not (tmp_path / "runs" / "ledger.jsonl").exists()
 
 
-def test_ranks_share_the_networks_and_the_main_rank_writes_all_results(tmp_path: Path, data_dir: Path) -> None:
+def test_ranks_share_the_networks_and_the_main_rank_writes_all_results(
+    tmp_path: Path, data_dir: Path, run: Run
+) -> None:
     arguments = ["capacity", "--repeats", "2", "--widths", "1", "2", "--num-images", "50", "--network-repeats", "1"]
     arguments += ["--epochs", "1", "--data-dir", str(data_dir), "--run-dir", str(tmp_path / "study")]
     done = run(*arguments, ranks=2)

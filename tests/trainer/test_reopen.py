@@ -5,19 +5,20 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, clean_environment
+from tests.interpreter import Interpreter
 from trainer.config import EvaluateConfig, ExportConfig
 from trainer.errors import CheckpointError, Interrupted
 from trainer.export import pipeline
 from trainer.reopen import evaluate_run, export_run
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
+Evaluate = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +29,22 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, run_trainer: RunTrainer
     return folder
 
 
-def evaluate(folder: Path, data_dir: Path, *arguments: str, ranks: int = 1) -> "subprocess.CompletedProcess[str]":
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    verb = ["-m", "trainer", "evaluate", str(folder), "--data-dir", str(data_dir), "--device", "cpu"]
-    return subprocess.run(
-        [sys.executable, *launcher, *verb, *arguments],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+@pytest.fixture
+def evaluate(interpreter: Interpreter, data_dir: Path) -> Evaluate:
+    """A function that evaluates a run by its command line."""
+
+    def evaluate(folder: Path, *arguments: str, ranks: int = 1) -> "subprocess.CompletedProcess[str]":
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+        verb = ["-m", "trainer", "evaluate", str(folder), "--data-dir", str(data_dir), "--device", "cpu"]
+        return interpreter.run([*launcher, *verb, *arguments], env=clean_environment(), cwd=ROOT, timeout_s=120)
+
+    return evaluate
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_validation_is_the_same_number_for_every_world_size(ranks: int, run_folder: Path, data_dir: Path) -> None:
-    done = evaluate(run_folder, data_dir, ranks=ranks)
+def test_validation_is_the_same_number_for_every_world_size(ranks: int, run_folder: Path, evaluate: Evaluate) -> None:
+    done = evaluate(run_folder, ranks=ranks)
     assert done.returncode == 0, done.stderr
     about, _ = done.stdout.splitlines()
     on = "1 rank on cpu" if ranks == 1 else f"{ranks} ranks on cpu"
@@ -57,10 +56,10 @@ def test_validation_is_the_same_number_for_every_world_size(ranks: int, run_fold
 
 
 @pytest.mark.slow
-def test_a_second_evaluation_on_the_test_set_is_read_from_the_ledger(run_folder: Path, data_dir: Path) -> None:
+def test_a_second_evaluation_on_the_test_set_is_read_from_the_ledger(run_folder: Path, evaluate: Evaluate) -> None:
     ledger = run_folder.parent / "ledger.jsonl"
     before = ledger.read_text()
-    done = evaluate(run_folder, data_dir, "--split", "test")
+    done = evaluate(run_folder, "--split", "test")
     assert done.returncode == 0, done.stderr
     errors = json.loads((run_folder / "result.json").read_text())["test_errors"]
     assert f"({errors} of 1,000 wrong" in done.stdout
@@ -82,8 +81,8 @@ def test_sigterm_ends_an_export_as_ctrl_c_does(
 
 
 @pytest.mark.slow
-def test_a_folder_without_a_run_is_one_line(tmp_path: Path, data_dir: Path) -> None:
-    done = evaluate(tmp_path, data_dir)
+def test_a_folder_without_a_run_is_one_line(tmp_path: Path, evaluate: Evaluate) -> None:
+    done = evaluate(tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
@@ -98,13 +97,15 @@ def test_a_run_of_a_later_version_is_one_line(tmp_path: Path) -> None:
         evaluate_run(EvaluateConfig(run=tmp_path, device="cpu"))
 
 
-def test_weights_that_are_not_those_of_the_result_are_refused(run_folder: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_those_of_the_result_are_refused(
+    run_folder: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
     """A damaged last checkpoint must not lend its figures to the one before it."""
     folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
     newest = max((folder / "checkpoints").glob("step-*"))
     (newest / "state.pt").write_bytes(b"damaged")
     assert len(list((folder / "checkpoints").glob("step-*"))) > 1
-    done = evaluate(folder, data_dir, "--split", "test")
+    done = evaluate(folder, "--split", "test")
     assert done.returncode == 4
     assert "its last checkpoint is damaged or gone" in done.stderr
     assert not (tmp_path / "ledger.jsonl").exists()

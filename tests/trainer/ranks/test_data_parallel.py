@@ -1,7 +1,5 @@
 """DDP, over gloo: the same training as on one rank."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import ROOT, clean_environment, free_port
+from tests.interpreter import Interpreter
 from tests.trainer.loop.runs import ALONE
 from tests.trainer.ranks.ddp_ranks import CASES, Case, train
 from trainer.config import GradientReduction
@@ -68,18 +67,13 @@ def test_every_pass_that_waits_for_other_ranks_counts_as_a_collective() -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(mini: Dataset, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(
+    mini: Dataset, data_dir: Path, tmp_path_factory: pytest.TempPathFactory, interpreter: Interpreter
+) -> Trained:
     """What each rank of 2 and of 3 has trained."""
     folder = tmp_path_factory.mktemp("ddp")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.trainer.ranks.ddp_ranks", str(data_dir), str(folder), str(free_port())],
-        cwd=ROOT,
-        env=clean_environment() | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = ["-m", "tests.trainer.ranks.ddp_ranks", str(data_dir), str(folder), str(free_port())]
+    done = interpreter.run(command, env=clean_environment() | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, timeout_s=300)
     assert (done.returncode, done.stderr) == (0, "")
     return {size: [torch.load(folder / str(size) / f"{rank}.pt") for rank in range(size)] for size in (2, 3)}
 

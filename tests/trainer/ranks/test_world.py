@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,13 @@ import torch
 import torch.distributed as dist
 
 from tests.conftest import ROOT, clean_environment
+from tests.interpreter import Interpreter
 from trainer.errors import ConfigError
 from trainer.ranks.stop import StopConsensus
 from trainer.ranks.world import World
 
+RunRanks = Callable[..., "subprocess.CompletedProcess[str]"]
+ENVIRONMENT = {**clean_environment(), "PYTHONPATH": str(ROOT)}
 PROLOGUE = """
 import dataclasses, json, os, sys, time
 from trainer.cli import run_command
@@ -39,17 +42,19 @@ def main():
 """
 
 
-@contextmanager
-def start_ranks(
-    body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
-) -> "Iterator[subprocess.Popen[str]]":
-    """Starts `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    script = tmp_path / "script.py"
+def command_of(body: str, ranks: int, folder: Path, *, join: str, torchrun: tuple[str, ...] = ()) -> list[str]:
+    """Python's arguments for `def body(world)` on that many ranks; `join` are the arguments of `World.join`."""
+    script = folder / "script.py"
     script.write_text(PROLOGUE.replace("JOIN", join) + body + "\nrun_command(main)\n")
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *torchrun, str(script)]
+
+
+@contextmanager
+def start_ranks(body: str, ranks: int, tmp_path: Path, *, join: str) -> "Iterator[subprocess.Popen[str]]":
+    """Starts `def body(world)` on that many ranks."""
     with subprocess.Popen(
-        [*launcher, f"--nproc_per_node={ranks}", *torchrun, str(script)],
-        env={**clean_environment(), "PYTHONPATH": str(ROOT)},
+        [sys.executable, *command_of(body, ranks, tmp_path, join=join)],
+        env=ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -61,13 +66,17 @@ def start_ranks(
             process.kill()  # its ranks notice that
 
 
-def run_ranks(
-    body: str, ranks: int, tmp_path: Path, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
-) -> "subprocess.CompletedProcess[str]":
-    """Runs `def body(world)` on that many ranks to their end."""
-    with start_ranks(body, ranks, tmp_path, join=join, torchrun=torchrun) as process:
-        output, errors = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+@pytest.fixture
+def run_ranks(tmp_path: Path, interpreter: Interpreter) -> RunRanks:
+    """A function that runs `def body(world)` on that many ranks to their end."""
+
+    def run(
+        body: str, ranks: int, *, join: str = '"cpu"', torchrun: tuple[str, ...] = ()
+    ) -> "subprocess.CompletedProcess[str]":
+        command = command_of(body, ranks, tmp_path, join=join, torchrun=torchrun)
+        return interpreter.run(command, env=ENVIRONMENT, timeout_s=120)
+
+    return run
 
 
 def start_without_torchrun(body: str, tmp_path: Path, *, join: str = '"cpu"') -> "list[subprocess.Popen[str]]":
@@ -102,7 +111,7 @@ def test_a_rank_that_waits_for_a_sum_on_its_gpu_is_known_to_wait(monkeypatch: py
 
 
 @pytest.mark.slow
-def test_collectives_give_every_rank_the_same(tmp_path: Path) -> None:
+def test_collectives_give_every_rank_the_same(run_ranks: RunRanks) -> None:
     body = """
 def body(world):
     ints = world.all_reduce_sum(torch.tensor([world.rank + 1, 2**53 + world.rank]))
@@ -122,7 +131,7 @@ def body(world):
     results = [agreed, copied[0].tolist(), gathered, torch.get_num_threads()]
     show([world.rank, ints.tolist(), largest, main, *results])
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 0, done.stderr
     first, second = sorted(values_of(done), key=str)
     assert isinstance(first, list)
@@ -140,7 +149,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_only_the_first_rank_to_fail_reports(tmp_path: Path) -> None:
+def test_only_the_first_rank_to_fail_reports(run_ranks: RunRanks) -> None:
     body = """
 def body(world):
     if world.rank == 2:
@@ -148,26 +157,26 @@ def body(world):
         raise DataError("rank 2 has a damaged disk")
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 3, tmp_path)
+    done = run_ranks(body, 3)
     assert done.returncode == 1
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: rank 2 has a damaged disk"]
 
 
 @pytest.mark.slow
-def test_the_same_mistake_on_all_ranks_is_reported_once(tmp_path: Path) -> None:
-    done = run_ranks('def body(world):\n    raise DataError("no such thing")\n', 3, tmp_path)
+def test_the_same_mistake_on_all_ranks_is_reported_once(run_ranks: RunRanks) -> None:
+    done = run_ranks('def body(world):\n    raise DataError("no such thing")\n', 3)
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: no such thing"]
 
 
 @pytest.mark.slow
-def test_a_defect_on_one_rank_shows_its_traceback_and_no_other(tmp_path: Path) -> None:
+def test_a_defect_on_one_rank_shows_its_traceback_and_no_other(run_ranks: RunRanks) -> None:
     body = """
 def body(world):
     if world.rank == 1:
         raise ZeroDivisionError("a defect")
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 1
     before_torchruns_summary = done.stderr.partition("torch/distributed/elastic")[0]
     assert before_torchruns_summary.count("ZeroDivisionError: a defect") == 1
@@ -175,13 +184,13 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_under_virtual_shards_the_ranks_vectors_are_added_in_pairs(tmp_path: Path) -> None:
+def test_under_virtual_shards_the_ranks_vectors_are_added_in_pairs(run_ranks: RunRanks) -> None:
     """1e8 + 1 is 1e8 in float32, so that any other order than (a + b) + (c + d) gives another sum."""
     body = """
 def body(world):
     show([world.rank, world.all_reduce(torch.tensor([[1e8, 1.0, -1e8, 1.0][world.rank]])).item()])
 """
-    done = run_ranks(body, 4, tmp_path, join='"cpu", 4')
+    done = run_ranks(body, 4, join='"cpu", 4')
     assert done.returncode == 0, done.stderr
     one = torch.tensor([1e8, 1.0, -1e8, 1.0])
     expected = ((one[0] + one[1]) + (one[2] + one[3])).item()
@@ -190,7 +199,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_in_an_elastic_run_an_extra_rank_is_a_spare(tmp_path: Path) -> None:
+def test_in_an_elastic_run_an_extra_rank_is_a_spare(run_ranks: RunRanks) -> None:
     """Ranks 0 and 1 compute the shards; rank 2 adds nothing and ends with the same sum."""
     body = """
 def body(world):
@@ -199,21 +208,21 @@ def body(world):
     show([world.rank, list(share.sizes), world.all_reduce(sums).item()])
 """
     body = "from trainer.loop.shards import share_of\n" + body
-    done = run_ranks(body, 3, tmp_path, join='"cpu", 4', torchrun=("--max-restarts=1",))
+    done = run_ranks(body, 3, join='"cpu", 4', torchrun=("--max-restarts=1",))
     assert done.returncode == 0, done.stderr
     assert sorted(values_of(done), key=str) == [[0, [25, 25], 3.0], [1, [25, 25], 3.0], [2, [0], 3.0]]
 
 
 @pytest.mark.slow
-def test_ranks_that_do_not_divide_the_shards_are_refused_once(tmp_path: Path) -> None:
-    done = run_ranks("def body(world):\n    pass\n", 3, tmp_path, join='"cpu", 4')
+def test_ranks_that_do_not_divide_the_shards_are_refused_once(run_ranks: RunRanks) -> None:
+    done = run_ranks("def body(world):\n    pass\n", 3, join='"cpu", 4')
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == [
         "error: --virtual-shards 4 with 3 ranks: the number of ranks must divide it, so start 1, 2, 4, … up to 4 ranks"
     ]
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_reports_its_stack(tmp_path: Path) -> None:
+def test_a_rank_that_hangs_reports_its_stack(run_ranks: RunRanks, tmp_path: Path) -> None:
     body = """
 def body(world):
     world.failure_context.folder = pathlib.Path(FOLDER)
@@ -227,7 +236,7 @@ def body(world):
 """
     began = time.monotonic()
     body = f"import pathlib\nFOLDER = {str(tmp_path)!r}\n" + body
-    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=1.0')
+    done = run_ranks(body, 2, join='"cpu", hang_timeout_s=1.0')
     assert done.returncode == 1
     assert time.monotonic() - began < 60
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
@@ -259,7 +268,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_an_idle_rank_that_should_compute_is_named_in_spite_of_a_long_timeout(tmp_path: Path) -> None:
+def test_an_idle_rank_that_should_compute_is_named_in_spite_of_a_long_timeout(run_ranks: RunRanks) -> None:
     """The timeout is long in a first step, for example, for ranks that use a processor."""
     body = """
 def body(world):
@@ -275,7 +284,7 @@ def body(world):
             time.sleep(100)
         world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=2.0')
+    done = run_ranks(body, 2, join='"cpu", hang_timeout_s=2.0')
     ended = time.time()
     (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert re.match(r"error: rank 1 hangs: the others have waited [2-4] s for it", error)
@@ -283,7 +292,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_a_rank_without_heartbeats_is_named_and_one_that_has_left_is_not(tmp_path: Path) -> None:
+def test_a_rank_without_heartbeats_is_named_and_one_that_has_left_is_not(run_ranks: RunRanks) -> None:
     body = """
 import signal
 import trainer.ranks.detector
@@ -299,7 +308,7 @@ def body(world):
         os.kill(os.getpid(), signal.SIGSTOP)
     time.sleep(100)
 """
-    done = run_ranks(body, 3, tmp_path)
+    done = run_ranks(body, 3)
     ended = time.time()
     (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert re.match(r"error: rank 1 \(process \d+ on .*\) sent no heartbeat for 3 s", error)
@@ -308,7 +317,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_ranks_that_were_paused_together_suspect_no_rank(tmp_path: Path) -> None:
+def test_ranks_that_were_paused_together_suspect_no_rank(run_ranks: RunRanks) -> None:
     """The whole machine may have been paused."""
     body = """
 import subprocess
@@ -324,13 +333,13 @@ def body(world):
     world.all_reduce_sum(torch.zeros(1))
     show(world.rank)
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 0, done.stderr
     assert sorted(values_of(done), key=str) == [0, 1]
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_is_not_reported_as_a_lost_rank(tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_is_not_reported_as_a_lost_rank(run_ranks: RunRanks) -> None:
     body = """
 from trainer.errors import Interrupted
 
@@ -340,13 +349,13 @@ def body(world):
         raise Interrupted("SIGPIPE", "stopped", 13)
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 1
     assert "lost another rank" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_killed_is_named(tmp_path: Path) -> None:
+def test_a_rank_that_is_killed_is_named(run_ranks: RunRanks, tmp_path: Path) -> None:
     body = """
 def body(world):
     world.failure_context.folder = pathlib.Path(FOLDER)
@@ -355,11 +364,7 @@ def body(world):
         os.kill(os.getpid(), signal.SIGKILL)
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(
-        f"import pathlib, signal\nFOLDER = {str(tmp_path)!r}\n" + body,
-        2,
-        tmp_path,
-    )
+    done = run_ranks(f"import pathlib, signal\nFOLDER = {str(tmp_path)!r}\n" + body, 2)
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert "error: rank 0 lost another rank: rank 1 (process" in errors[0]
@@ -441,7 +446,7 @@ def test_ranks_without_a_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_the_main_rank_may_work_alone_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
+def test_the_main_rank_may_work_alone_for_longer_than_a_collective_waits(run_ranks: RunRanks) -> None:
     body = """
 import trainer.ranks.world
 trainer.ranks.world.COLLECTIVE_TIMEOUT_S = 1.0
@@ -453,7 +458,7 @@ def body(world):
     world.untimed_barrier("end")
     show(world.rank)
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 0, done.stderr
     assert sorted(values_of(done), key=str) == [0, 1]
 
@@ -475,7 +480,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_ranks_that_wait_for_the_main_rank_exit_when_it_fails(tmp_path: Path) -> None:
+def test_ranks_that_wait_for_the_main_rank_exit_when_it_fails(run_ranks: RunRanks) -> None:
     body = """
 def body(world):
     if world.is_main:
@@ -483,14 +488,14 @@ def body(world):
     world.untimed_barrier("end")
     show("not reached")
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 1
     assert re.findall("^error: .*", done.stderr, re.MULTILINE) == ["error: the main rank's disk is full"]
     assert values_of(done) == []
 
 
 @pytest.mark.slow
-def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(tmp_path: Path) -> None:
+def test_data_may_be_prepared_for_longer_than_a_collective_or_the_watchdog_waits(run_ranks: RunRanks) -> None:
     """On two hosts, local rank 0 of each prepares the data, one for longer than the other. Rank 0 logs the wait."""
     body = """
 import dataclasses, types
@@ -514,7 +519,7 @@ def body(world):
     world.activity.timeout_s = 600
     show([world.rank, prepared.told, world.all_gather_object(world.rank)])
 """
-    done = run_ranks(body, 3, tmp_path, join='"cpu", hang_timeout_s=0.5')
+    done = run_ranks(body, 3, join='"cpu", hang_timeout_s=0.5')
     assert done.returncode == 0, done.stderr
     told = [[True, None], [False, "of rank 0"], [True, None]]
     assert sorted(values_of(done), key=str) == [[rank, told[rank], [0, 1, 2]] for rank in range(3)]
@@ -527,7 +532,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_a_lost_connection_outside_of_a_collective_is_not_a_lost_rank(tmp_path: Path) -> None:
+def test_a_lost_connection_outside_of_a_collective_is_not_a_lost_rank(run_ranks: RunRanks) -> None:
     body = """
 def body(world):
     world.barrier()
@@ -535,14 +540,14 @@ def body(world):
         raise BrokenPipeError("the reader of the output has left")
     world.all_reduce_sum(torch.zeros(1))
 """
-    done = run_ranks(body, 2, tmp_path)
+    done = run_ranks(body, 2)
     assert done.returncode == 1
     assert "lost another rank" not in done.stderr
     assert "BrokenPipeError: the reader of the output has left" in done.stderr
 
 
 @pytest.mark.slow
-def test_ranks_that_wait_for_each_other_suspect_no_rank(tmp_path: Path) -> None:
+def test_ranks_that_wait_for_each_other_suspect_no_rank(run_ranks: RunRanks, tmp_path: Path) -> None:
     """All ranks are in the same collective, as far as they know, and it does not end."""
     body = """
 import pathlib
@@ -555,7 +560,7 @@ def body(world):
         time.sleep(60)
 """
     began = time.monotonic()
-    done = run_ranks(f"FOLDER = {str(tmp_path)!r}\n" + body, 2, tmp_path, join='"cpu", hang_timeout_s=1.0')
+    done = run_ranks(f"FOLDER = {str(tmp_path)!r}\n" + body, 2, join='"cpu", hang_timeout_s=1.0')
     assert time.monotonic() - began < 50
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert len(errors) == 1
@@ -590,7 +595,7 @@ def body(world):
 
 
 @pytest.mark.slow
-def test_without_a_hang_timeout_a_killed_rank_is_still_noticed(tmp_path: Path) -> None:
+def test_without_a_hang_timeout_a_killed_rank_is_still_noticed(run_ranks: RunRanks) -> None:
     body = """
 import signal
 
@@ -600,6 +605,6 @@ def body(world):
         os.kill(os.getpid(), signal.SIGKILL)
     world.barrier()
 """
-    done = run_ranks(body, 2, tmp_path, join='"cpu", hang_timeout_s=0')
+    done = run_ranks(body, 2, join='"cpu", hang_timeout_s=0')
     assert done.returncode == 1
     assert "error: rank 0 lost another rank: rank 1 (process" in done.stderr
