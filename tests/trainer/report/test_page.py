@@ -140,6 +140,13 @@ def report(
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws no figures, for tests of the text alone: they take most of a report's time."""
+    monkeypatch.setattr("trainer.report.page._write_figures", lambda *_: None)
+    monkeypatch.setattr("trainer.report.page.both_color_schemes", lambda figure: {"light": "", "dark": ""})
+
+
 def some_mistakes(num_classes: int = 3, num_images: int = 60) -> Evaluation:
     labels = [index % num_classes for index in range(num_images)]
     return evaluation(labels, [(label + (index % 4 == 0)) % num_classes for index, label in enumerate(labels)])
@@ -199,6 +206,7 @@ def test_the_numbers_of_the_result_are_shown(tmp_path: Path) -> None:
         assert text in page.text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_first_evaluation_on_a_test_set_is_distinguished_from_later_ones(tmp_path: Path) -> None:
     seen = some_mistakes()
     first = report(tmp_path / "first", ("a", "b", "c"), seen).text
@@ -211,6 +219,7 @@ def test_the_first_evaluation_on_a_test_set_is_distinguished_from_later_ones(tmp
     assert "This was evaluation 4 of 5 on this test set" in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_all_seeds_and_all_test_sets_in_the_ledger_are_shown(tmp_path: Path) -> None:
     seen = some_mistakes()
     alone = report(tmp_path / "alone", ("a", "b", "c"), seen).text
@@ -225,6 +234,7 @@ def test_all_seeds_and_all_test_sets_in_the_ledger_are_shown(tmp_path: Path) -> 
     assert "by data set: mnist d36a8ecd: 3, cifar10 b42696ed: 1." in text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_figure_with_views_follows_the_headline_of_one_view(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
     assert " views of each image" not in report(tmp_path / "run", ("a", "b", "c"), seen).text
@@ -252,6 +262,7 @@ def test_the_figure_with_views_follows_the_headline_of_one_view(tmp_path: Path) 
     assert "outputs over 6 views of each image (mirrored-and-shifted)" in old
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_warnings_about_the_training_come_first(tmp_path: Path) -> None:
     seen = some_mistakes(num_images=1200)
     page = report(tmp_path / "run", ("a", "b", "c"), seen, changes={"warnings": ("it is <no> good", "one class")})
@@ -269,6 +280,7 @@ def balanced(folder: Path, labels: list[int], predicted: list[int]) -> str:
     return report(folder, classes, seen, changes=changes).text.split("Validation accuracy")[0]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_balanced_accuracy_of_unbalanced_classes_follows_the_headline(tmp_path: Path) -> None:
     few_wrong = balanced(tmp_path / "few", [0] * 400 + [1] * 6, [0] * 406)
     assert "98.52 % test accuracy: 6 of 406 images wrong balanced accuracy 50.00 %, the mean recall" in few_wrong
@@ -283,6 +295,7 @@ def test_the_balanced_accuracy_of_unbalanced_classes_follows_the_headline(tmp_pa
     assert "balanced accuracy 91.67 %" in different  # 93.33 % of all images
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("num_images", "headline"),
     [(6, "56 – 100 %"), (MIN_POINT_IMAGES - 1, "95 – 100 %"), (MIN_POINT_IMAGES, "100.00 %")],
@@ -307,6 +320,7 @@ def test_a_run_on_cifar10_is_placed_on_the_lectures_curve(tmp_path: Path) -> Non
     assert "CIFAR-10 through time" not in report(tmp_path / "other", ("a", "b", "c"), some_mistakes()).text
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_notes_on_the_data_set_are_shown(tmp_path: Path) -> None:
     notes = ["folder:/x: no test folder", "warning: folder:/x: 3 of 9 test images are training images, too"]
     page = report(tmp_path / "run", ("cat", "dog"), some_mistakes(2), changes={"dataset_notes": notes})
