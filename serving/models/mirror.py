@@ -220,6 +220,7 @@ class Mirror:
         """
         folder = self.folder / name / str(version)
         if _of_version(fetched, version) == files and all(is_whole(folder / file, tag) for file, tag in files.items()):
+            self._forget_version(name, version)  # another process may have fetched it
             return True
         if MANIFEST_FILE not in files and not self._is_first and self._seen.get((name, version)) != files:
             self._seen[name, version] = files  # it may still be being uploaded
@@ -235,10 +236,13 @@ class Mirror:
             pause_s = min(2 * refusal.pause_s or _FIRST_PAUSE_S, _MAX_PAUSE_S) if refusal else _FIRST_PAUSE_S
             self._refuse(name, version, files, str(error), pause_s)
         else:
-            self._refusals[name].pop(version, None)
-            self._seen.pop((name, version), None)
+            self._forget_version(name, version)
             return True
         return False
+
+    def _forget_version(self, name: str, version: int) -> None:
+        self._refusals[name].pop(version, None)
+        self._seen.pop((name, version), None)
 
     def _fetch_version(self, name: str, version: int, files: Tags, fetched: Tags, known: Tags) -> None:
         """Fetches a version, which appears by one rename.

@@ -392,6 +392,15 @@ def test_two_processes_share_a_copy(source, remote, tmp_path):
     assert len(remote.fetched) == len(set(remote.fetched)), "each file was fetched once"
 
 
+def test_what_another_process_has_fetched_is_not_missing(source, remote, mirror):
+    remote.broken.add("m/3")
+    mirror.sync()
+    assert list(mirror.missing()["m"]) == [3]
+    Mirror(RemoteRepository(remote.address), mirror.folder).sync()
+    mirror.sync()
+    assert mirror.missing() == {}
+
+
 def test_addresses_are_told_from_folders(tmp_path):
     assert all(map(is_address, ("s3://b/models", "hf://user/name", "memory://x")))
     assert not any(map(is_address, ("models", "/models", Path("/s3:/x"), "C:\\models")))
