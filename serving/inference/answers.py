@@ -10,7 +10,7 @@ from serving.inference.outputs import Outputs
 from serving.inference.response_cache import VersionCache
 from serving.observability.statistics import Reason, Statistics
 from serving.observability.tracing import RequestTrace
-from serving.protocol.status import NAMES, grpc_code
+from serving.protocol.status import status_name
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Answers:
 
     def fail(self, request: QueuedRequest, error: ServingError, reason: Reason) -> None:
         """Gives a request an error."""
-        self._statistics.record_failure(reason, NAMES[grpc_code(error)], time.monotonic_ns() - request.arrived_ns)
+        self._statistics.record_failure(reason, status_name(error), time.monotonic_ns() - request.arrived_ns)
         try:
             request.fail(error)
         except BaseException:

@@ -31,7 +31,7 @@ from serving.inference.responder import Responder
 from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Statistics
-from serving.protocol.status import CANCELLED, NAMES, grpc_code
+from serving.protocol.status import status_name
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ class Batcher:
             if self._is_closing:
                 raise BatcherClosed
             error = self._refusal()
-        self._statistics.record_failure("REJECTED", NAMES[grpc_code(error)])
+        self._statistics.record_failure("REJECTED", status_name(error))
         raise error
 
     def answer_from_cache(self, request: QueuedRequest) -> bool:
@@ -185,7 +185,7 @@ class Batcher:
         with self._lock:
             if not self._queue.remove(request):
                 return
-        self._statistics.record_failure("CANCELED", CANCELLED, time.monotonic_ns() - request.arrived_ns)
+        self._statistics.record_failure("CANCELED", "CANCELLED", time.monotonic_ns() - request.arrived_ns)
 
     def close(self) -> None:
         """Finishes all queued requests, then ends the threads and closes the backends.

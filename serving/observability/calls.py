@@ -10,49 +10,16 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from serving.errors import Internal, ServingError
+from serving.errors import ServingError
 from serving.observability.statistics import Latencies
-from serving.protocol.status import NAMES, OK, grpc_code
+from serving.protocol.status import OK, STATUS_NAMES, status_name
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-INFER = "ModelInfer"
+MODEL_INFER = "ModelInfer"
 UNKNOWN = "unknown"
 """Method of requests that match no route, or are not HTTP."""
-
-METHODS_OF_ENDPOINTS = {
-    "InferEndpoint": INFER,
-    "classify": INFER,
-    "live": "ServerLive",
-    "ready": "ServerReady",
-    "server_metadata": "ServerMetadata",
-    "model_ready": "ModelReady",
-    "model_metadata": "ModelMetadata",
-    "model_config": "ModelConfig",
-    "statistics": "ModelStatistics",
-    "index": "RepositoryIndex",
-    "load": "RepositoryModelLoad",
-    "unload": "RepositoryModelUnload",
-    "models": "ListModels",
-    "model_state": "ListModels",
-    "promote": "Promote",
-    "rollback": "RollBack",
-    "pin": "Pin",
-    "unpin": "Unpin",
-    "shared_memory_status": "SystemSharedMemoryStatus",
-    "register_shared_memory": "SystemSharedMemoryRegister",
-    "unregister_shared_memory": "SystemSharedMemoryUnregister",
-    "cuda_memory_status": "CudaSharedMemoryStatus",
-    "unregister_cuda_memory": "CudaSharedMemoryUnregister",
-}
-"""Names of the RPCs that do the same as HTTP's endpoints. Other endpoints count under their own names."""
-
-
-def method_of(endpoint: object) -> str:
-    """Returns the method under which the calls of an HTTP endpoint, a function or an object, are counted."""
-    name = getattr(endpoint, "__name__", type(endpoint).__name__)
-    return METHODS_OF_ENDPOINTS.get(name, name)
 
 
 def method_of_rpc(path: str) -> str:
@@ -87,16 +54,16 @@ class Calls:
 
         @wraps(handler)
         def handle(*args: P.args, **kwargs: P.kwargs) -> T:
-            began, code = time.monotonic(), grpc_code(Internal(""))
+            began, status = time.monotonic(), "INTERNAL"
             try:
                 result = handler(*args, **kwargs)
-                code = OK
+                status = STATUS_NAMES[OK]
                 return result
             except ServingError as error:
-                code = grpc_code(error)
+                status = status_name(error)
                 raise
             finally:
-                self.record(method, NAMES[code], time.monotonic() - began)
+                self.record(method, status, time.monotonic() - began)
 
         return handle
 

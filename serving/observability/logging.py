@@ -10,7 +10,7 @@ from typing import Any, Literal
 from convoy.auth import Principal
 from serving.errors import StartupError
 from serving.observability.log_output import OutputHandler, RateLimit, log_uncaught_exceptions
-from serving.protocol.status import NAMES
+from serving.protocol.status import STATUS_NAMES
 
 LogFormat = Literal["text", "json"]
 
@@ -73,7 +73,7 @@ class AccessLogEntry:
     def end(self, code: int) -> None:
         """Writes the entry, with the RPC's status code."""
         seconds = time.monotonic() - self._began
-        status = NAMES.get(code, str(code))
+        status = STATUS_NAMES.get(code, str(code))
         fields = {"method": self._method, "status": status, "seconds": round(seconds, 6), "peer": self._peer}
         caller = self._peer
         if self.principal is not None:

@@ -17,12 +17,11 @@ from prometheus_client.samples import Exemplar
 from serving.inference.decoder import ImageDecoder
 from serving.inference.message_memory import MessageMemory
 from serving.models.repository import Repository
-from serving.observability.calls import INFER, Calls
+from serving.observability.calls import MODEL_INFER, Calls
 from serving.observability.model_metrics import MODEL_METRICS, Histogram, ModelMetric, ModelSnapshot, Value
 from serving.observability.refusals import Refusals
 from serving.observability.statistics import LATENCY_BOUNDS_S, Latencies
-from serving.protocol.status import NAMES as STATUSES
-from serving.protocol.status import OK
+from serving.protocol.status import OK, STATUS_NAMES
 
 SERVER_READY = "convoy_server_ready"
 MODEL_READY = "convoy_model_ready"
@@ -154,9 +153,9 @@ def _call_families(calls: Calls, snapshots: Sequence[ModelSnapshot]) -> Iterator
 
     for snapshot in snapshots:
         stats, model, version = snapshot.stats, snapshot.model.spec.name, snapshot.model.version
-        add(INFER, STATUSES[OK], model, version, Latencies(stats.latency_counts, stats.success.ns * 1e-9))
+        add(MODEL_INFER, STATUS_NAMES[OK], model, version, Latencies(stats.latency_counts, stats.success.ns * 1e-9))
         for status, failed in stats.failed.items():
-            add(INFER, status, model, version, failed)
+            add(MODEL_INFER, status, model, version, failed)
     for (method, status, model), latencies in calls.snapshot().items():
         add(method, status, model, "", latencies)
     yield counter

@@ -4,8 +4,8 @@ import threading
 from collections import Counter
 
 from serving.errors import ServingError
-from serving.observability.calls import INFER, Calls
-from serving.protocol.status import NAMES, grpc_code
+from serving.observability.calls import MODEL_INFER, Calls
+from serving.protocol.status import status_name
 
 _STATUSES = {"malformed": "INVALID_ARGUMENT", "timeout": "DEADLINE_EXCEEDED", "connections": "UNAVAILABLE"}
 """Of the reasons that are no names of statuses."""
@@ -26,7 +26,7 @@ class Refusals:
         self._lock = threading.Lock()
         self._counts: Counter[tuple[str, str]] = Counter()
 
-    def count(self, reason: str, model: str = "", method: str = INFER) -> None:
+    def count(self, reason: str, model: str = "", method: str = MODEL_INFER) -> None:
         """Counts a request.
 
         Args:
@@ -37,9 +37,9 @@ class Refusals:
             self._counts[reason, model] += 1
         self.calls.record(method, _STATUSES.get(reason) or reason.upper(), model=model)
 
-    def count_error(self, error: ServingError, model: str = "", method: str = INFER) -> None:
+    def count_error(self, error: ServingError, model: str = "", method: str = MODEL_INFER) -> None:
         """Counts a request that is refused with this error."""
-        self.count(NAMES[grpc_code(error)].lower(), model, method)
+        self.count(status_name(error).lower(), model, method)
 
     def snapshot(self) -> dict[tuple[str, str], int]:
         """Returns the number of refused requests by reason and model."""

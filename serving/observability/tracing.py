@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from convoy.extras import how_to_install
 from serving.errors import ServingError, StartupError
-from serving.protocol.status import NAMES, grpc_code
+from serving.protocol.status import status_name
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -124,7 +124,7 @@ class RequestTrace:
         if error is not None and self._span.is_recording():
             from opentelemetry.trace import Status, StatusCode
 
-            self._span.set_attribute("rpc.response.status_code", NAMES[grpc_code(error)])
+            self._span.set_attribute("rpc.response.status_code", status_name(error))
             self._span.set_status(Status(StatusCode.ERROR, str(error)))
         if self._span.is_recording():
             self._span.end()

@@ -19,45 +19,38 @@ from serving.errors import (
 )
 
 OK = 0
-CANCELLED = "CANCELLED"
 
-_CODES: dict[type[ServingError], tuple[int, int]] = {
-    Cancelled: (1, 499),
-    InvalidArgument: (3, 400),
-    DeadlineExceeded: (4, 504),
-    NotFound: (5, 404),
-    PermissionDenied: (7, 403),
-    ResourceExhausted: (8, 429),
-    Unsupported: (12, 501),
-    Internal: (13, 500),
-    Unavailable: (14, 503),
-    Unauthenticated: (16, 401),
+_STATUSES: dict[type[ServingError], tuple[int, str, int]] = {
+    Cancelled: (1, "CANCELLED", 499),
+    InvalidArgument: (3, "INVALID_ARGUMENT", 400),
+    DeadlineExceeded: (4, "DEADLINE_EXCEEDED", 504),
+    NotFound: (5, "NOT_FOUND", 404),
+    PermissionDenied: (7, "PERMISSION_DENIED", 403),
+    ResourceExhausted: (8, "RESOURCE_EXHAUSTED", 429),
+    Unsupported: (12, "UNIMPLEMENTED", 501),
+    Internal: (13, "INTERNAL", 500),
+    Unavailable: (14, "UNAVAILABLE", 503),
+    Unauthenticated: (16, "UNAUTHENTICATED", 401),
 }
+"""gRPC's code, its name, and HTTP's code."""
 
-NAMES = {
-    OK: "OK",
-    1: CANCELLED,
-    3: "INVALID_ARGUMENT",
-    4: "DEADLINE_EXCEEDED",
-    5: "NOT_FOUND",
-    7: "PERMISSION_DENIED",
-    8: "RESOURCE_EXHAUSTED",
-    12: "UNIMPLEMENTED",
-    13: "INTERNAL",
-    14: "UNAVAILABLE",
-    16: "UNAUTHENTICATED",
-}
+STATUS_NAMES = {OK: "OK"} | {code: name for code, name, _ in _STATUSES.values()}
 """Names of the gRPC codes that the server sends, for logs and metrics."""
 
 
 def grpc_code(error: ServingError) -> int:
     """Returns the gRPC status code of an error."""
-    return _CODES[type(error)][0]
+    return _STATUSES[type(error)][0]
+
+
+def status_name(error: ServingError) -> str:
+    """Returns the name of the gRPC status code of an error."""
+    return _STATUSES[type(error)][1]
 
 
 def http_status(error: ServingError) -> int:
     """Returns the HTTP status code of an error."""
-    return _CODES[type(error)][1]
+    return _STATUSES[type(error)][2]
 
 
 def trailing_metadata(error: ServingError) -> tuple[tuple[str, str], ...]:

@@ -18,7 +18,7 @@ from serving.frontends.common.auth import (
     check_scope,
 )
 from serving.frontends.http.responses import error_response
-from serving.observability.calls import INFER, UNKNOWN
+from serving.observability.calls import MODEL_INFER, UNKNOWN
 from serving.observability.refusals import Refusals
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
@@ -104,7 +104,7 @@ def api_scopes(method: str, path: str) -> frozenset[str] | None:
 
 def method_of_path(path: str) -> str:
     """Returns the method of a request that is refused before its route is known."""
-    return INFER if path.endswith(_INFERS) else UNKNOWN
+    return MODEL_INFER if path.endswith(_INFERS) else UNKNOWN
 
 
 def metrics_scopes(tokens: TokenFile) -> Callable[[str, str], frozenset[str] | None]:

@@ -10,10 +10,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving.errors import ResourceExhausted, ServingError, Unauthenticated, Unavailable
+from serving.frontends.http.counting import method_of
 from serving.models.repository import Repository
-from serving.observability.calls import UNKNOWN, method_of
+from serving.observability.calls import UNKNOWN
 from serving.observability.refusals import Refusals
-from serving.protocol.status import NAMES, grpc_code, http_status
+from serving.protocol.status import http_status, status_name
 
 SUBMITTED = "convoy.submitted"
 """Key of a scope: the service has the request, and counts what becomes of it."""
@@ -65,7 +66,7 @@ class ErrorHandlers:
         assert isinstance(error, ServingError)
         if (trace := request.scope.get(TRACE)) is not None:
             trace.end(error)
-        self._count(request, NAMES[grpc_code(error)].lower())
+        self._count(request, status_name(error).lower())
         return error_response(error)
 
     async def _on_http_error(self, request: Request, error: Exception) -> Response:
