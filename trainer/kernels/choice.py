@@ -35,7 +35,7 @@ def is_fusible(x: torch.Tensor) -> bool:
     """Returns whether kernels can read a tensor, of whatever type."""
     if not _is_supported(x.device) or torch.compiler.is_compiling():
         return False
-    return _allowed and 0 < x.numel() < MAX_NUMEL and why_not(x.device) is None
+    return _allowed and 0 < x.numel() < MAX_NUMEL and unsupported_reason(x.device) is None
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def torch_only() -> Iterator[None]:
         _allowed = before
 
 
-def why_not(device: torch.device) -> str | None:
+def unsupported_reason(device: torch.device) -> str | None:
     """Returns why a GPU does without the kernels, in one line; None if they work there.
 
     The first call on a device waits for `try_kernels`, and must not be made during the capture of a CUDA graph.
@@ -59,7 +59,7 @@ def why_not(device: torch.device) -> str | None:
 
 @functools.cache
 def try_kernels(device: torch.device) -> Future[str | None]:
-    """Starts to compile and run a small kernel, in a thread of its own; returns the future result of `why_not`.
+    """Starts to compile and run a small kernel in a thread of its own; returns the future `unsupported_reason`.
 
     Triton needs a C compiler and a cache folder, and may not know the GPU.
     """

@@ -18,12 +18,13 @@ from trainer.loop.shown_mistakes import mistakes_in_validation
 from trainer.loop.sources import open_source
 from trainer.loop.step import Batch
 from trainer.loop.step_results import LOG_EVERY_STEPS, StepResults
-from trainer.loop.stopping import BestEpoch, copy_weights, score_of
+from trainer.loop.stopping import BestEpoch, score_of
 from trainer.loop.stopwatch import Stopwatch
 from trainer.paths import FAILURE_FILE
 from trainer.ranks.activity import SLOW_PHASE_TIMEOUT_S
 from trainer.ranks.consistency import check_weights, digest_of
 from trainer.ranks.stop import StopConsensus
+from trainer.records.checkpoint import copy_to_cpu
 from trainer.records.mistakes import NUM_KEPT, is_kept
 from trainer.signals import StopRequest
 from trainer.sinks import Sinks
@@ -203,7 +204,7 @@ class TrainingLoop:
         score, best = score_of(validation, recipe.best_by, run.dataset.classes), run.state.best
         # Rank 0 decides for all: another kind of processor may round the mean loss in another way.
         if run.world.broadcast_object(best is None or score < best.score):
-            weights = copy_weights(run.learner.evaluated_model.state_dict()) if recipe.keep_best else None
+            weights = copy_to_cpu(run.learner.evaluated_model.state_dict()) if recipe.keep_best else None
             best = run.state.best = BestEpoch(epoch=epoch, score=score, weights=weights)
         if run.is_trained and epoch < recipe.epochs and best is not None:
             run.progress.log(

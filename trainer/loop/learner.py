@@ -16,7 +16,7 @@ from trainer.errors import ConfigError
 from trainer.evaluation.evaluate import Evaluation, evaluate
 from trainer.evaluation.views import average_views
 from trainer.hardware import allow_tf32, without_tf32
-from trainer.kernels.choice import why_not
+from trainer.kernels.choice import unsupported_reason
 from trainer.loop.batch_norm import has_single_values
 from trainer.loop.compiling import CompiledNetwork
 from trainer.loop.ema import WeightAverage
@@ -183,7 +183,7 @@ def _graphed(step: TrainStep, recipe: Recipe, world: World, log: Callable[[str],
     """Returns the step as CUDA graphs, all captured on one stream: DDP is bound to that of its first step."""
     # The thread of backward passes gets its CUDA context with its first kernel; cuBLAS would warn that it has none.
     torch.ones((), device=world.device, requires_grad=True).mul(1).backward()
-    reason = why_not(world.device)
+    reason = unsupported_reason(world.device)
     if reason is not None:
         log(f"warning: no Triton kernels, so steps are slower: {reason}")
     num_eager_steps = NUM_EAGER_STEPS_OF_DDP if world.uses_ddp else NUM_EAGER_STEPS

@@ -45,8 +45,3 @@ def score_of(validation: Evaluation, best_by: BestBy, classes: tuple[str, ...]) 
             return -balanced_accuracy(validation.recall_by_class(classes)), validation.loss
         case "loss":
             return validation.loss, 0.0
-
-
-def copy_weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Returns a copy of a state dict on the CPU, which later steps do not change."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}

@@ -12,7 +12,7 @@ import convoy
 import trainer
 from trainer.errors import DesyncError, MismatchError
 from trainer.hardware import bfloat16_instructions
-from trainer.kernels.choice import why_not
+from trainer.kernels.choice import unsupported_reason
 from trainer.ranks.waiting import name_numbers
 
 CODE = tuple(Path(package.__file__).parent for package in (convoy, trainer) if package.__file__)
@@ -32,7 +32,7 @@ def processor(device: torch.device) -> str:
     """Returns the kind of processor, as far as it decides the rounding."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return name if why_not(device) is None else f"{name}, without Triton kernels"
+        return name if unsupported_reason(device) is None else f"{name}, without Triton kernels"
     return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability(), *bfloat16_instructions()])
 
 

@@ -134,7 +134,7 @@ class CheckpointWriter:
     def begin(self, step: int, state: dict[str, Any]) -> None:
         """Copies `state` and starts to write it. `finish` raises the error if that fails."""
         assert self._writing is None
-        self._writing = self._pool.submit(self._checkpoints.save, step, _copy(state))
+        self._writing = self._pool.submit(self._checkpoints.save, step, copy_to_cpu(state))
 
     def finish(self) -> None:
         """Waits until the checkpoint that was begun is written, if there is one.
@@ -150,13 +150,13 @@ class CheckpointWriter:
         self._pool.shutdown()
 
 
-def _copy(state: Any) -> Any:
-    """Returns a deep copy with its tensors on the CPU."""
+def copy_to_cpu(state: Any) -> Any:
+    """Returns a deep copy of a state with its tensors on the CPU, which later steps do not change."""
     if isinstance(state, torch.Tensor):
         return state.detach().to("cpu", copy=True)
     if isinstance(state, dict):
-        return {name: _copy(value) for name, value in state.items()}
-    return [_copy(value) for value in state] if isinstance(state, list) else state
+        return {name: copy_to_cpu(value) for name, value in state.items()}
+    return [copy_to_cpu(value) for value in state] if isinstance(state, list) else state
 
 
 def weights_sha256(model: nn.Module) -> str:

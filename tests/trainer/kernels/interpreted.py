@@ -43,7 +43,7 @@ pytestmark = [  # numpy's, of infinities and NaN, and of how Triton 3.6 reads an
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets CPU tensors use the kernels, on one thread."""
     monkeypatch.setattr(choice, "_is_supported", lambda device: True)
-    assert choice.why_not(torch.device("cpu")) is None
+    assert choice.unsupported_reason(torch.device("cpu")) is None
     torch.set_num_threads(1)
 
 

@@ -82,7 +82,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(knobs.compilation, "listener", listen)
     monkeypatch.setattr(driver, "_active", gpu)
     monkeypatch.setattr(choice, "_is_supported", lambda device: True)
-    monkeypatch.setattr(choice, "why_not", lambda device: None)
+    monkeypatch.setattr(choice, "unsupported_reason", lambda device: None)
     return gpu
 
 
@@ -257,7 +257,7 @@ def test_on_a_gpu_the_steps_of_a_run_compile_nothing(
     compiled: list[str] = []
     monkeypatch.setattr(knobs.compilation, "listener", lambda *, src, cache_hit, **_: compiled.append(src.name))
     device = torch.device("cuda", 0)
-    assert choice.why_not(device) is None
+    assert choice.unsupported_reason(device) is None
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     forget_kernels()
     recipe = replace(RECIPES[name], num_validation=0, augment=replace(RECIPES[name].augment, **augment))

@@ -21,7 +21,7 @@ def test_kernels_that_work_are_used_unless_torchs_are_asked_for(
     is_allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choice, "_is_supported", lambda device: True)
-    monkeypatch.setattr(choice, "why_not", lambda device: None)
+    monkeypatch.setattr(choice, "unsupported_reason", lambda device: None)
     x = torch.ones(2)
     if is_allowed:
         assert choice.is_fused(x)
@@ -40,7 +40,7 @@ def test_kernels_that_work_are_used_unless_torchs_are_asked_for(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels work here")
 def test_a_device_where_triton_does_not_work_says_why_in_one_line() -> None:
     choice.try_kernels.cache_clear()
-    reason = choice.why_not(CPU)
+    reason = choice.unsupported_reason(CPU)
     assert reason
     assert "\n" not in reason
 

@@ -82,7 +82,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compiled:
     monkeypatch.setattr(KernelInterface, "__getitem__", started)
     monkeypatch.setattr(driver, "_active", Target(90))
     monkeypatch.setattr(choice, "_is_supported", lambda device: True)
-    monkeypatch.setattr(choice, "why_not", lambda device: None)
+    monkeypatch.setattr(choice, "unsupported_reason", lambda device: None)
     return found
 
 

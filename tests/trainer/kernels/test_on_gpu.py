@@ -30,7 +30,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """float32 is float32, and the kernels work."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    assert choice.why_not(CUDA) is None
+    assert choice.unsupported_reason(CUDA) is None
 
 
 SHAPES = [
