@@ -86,8 +86,8 @@ class DatasetContent:
     notes: tuple[str, ...] = ()
     """Lines that every user of the data set should read: files that were skipped, images that are in two splits."""
     significant_bits: int | None = None
-    """Bits of 16-bit files that the training images use: the largest number of so many bits became white. None without
-    such files."""
+    """Number of bits that the values of the training images' 16-bit files need: the largest number that these bits hold
+    became white. None without such files."""
     num_skipped: int = 0
     """Files that are left out because they cannot be decoded."""
 

@@ -83,7 +83,7 @@ class Evaluation:
         return {name: right / images for name, right, images in counts if images}
 
     def worst_mistakes(self, most: int) -> torch.Tensor:
-        """Returns the positions of at most so many mistakes, those with the highest confidence first, int64."""
+        """Returns the positions of the mistakes with the highest confidence, at most `most`, highest first, int64."""
         wrong = torch.nonzero(self.predicted != self.labels)[:, 0]
         return wrong[torch.argsort(self.confidence[wrong], descending=True, stable=True)[:most]]
 

@@ -60,7 +60,7 @@ def build_network(
     """Builds a network with initial weights from torch's global generator.
 
     Args:
-        name: such as `resnet18`; `torchvision:NAME` or `timm:NAME`, a network of theirs; `pretrained:NAME`, one of
+        name: such as `resnet18`; `torchvision:NAME` or `timm:NAME`, one of their networks; `pretrained:NAME`, one of
             torchvision's with its published weights; `FILE.py:NAME`, the user's own.
         num_channels: channels of the images.
         image_size: height and width in pixels.

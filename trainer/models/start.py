@@ -140,7 +140,8 @@ def _adapt(
         raise ConfigError(
             f"{recipe.network} cannot be trained: what it returns depends on no parameter, as after detach()"
         )
-    check_logits(run_once(network, images[:1]), 1, num_classes, name=recipe.network)  # not only for so many images
+    # The shape may depend on the number of images.
+    check_logits(run_once(network, images[:1]), 1, num_classes, name=recipe.network)
     seed_dropouts(network, images)
     output, draws = train_once(network, images)
     check_logits(output, len(images), num_classes, name=f"in training, {recipe.network}")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from trainer.config import SourceChoice  # imports tyro
 
 RESIDENT_SHARE = 4
-"""A set is resident by itself if it takes at most one part in so many of the device's memory."""
+"""`auto` keeps a set resident if `RESIDENT_SHARE` of them would fit in the device's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class FolderOptions:
         source: whether the folder is resident, decoded once into one tensor, or streamed, decoded on demand; `auto`
             chooses by the size of its images and `memory`.
         memory: bytes of the device that trains; None for this machine's.
-        skip_bad_images: files that cannot be decoded are left out, up to so many.
+        skip_bad_images: number of files that may be left out because they cannot be decoded.
         square: how images become squares.
         num_threads: threads that decode streamed images outside of training; None for torch's number.
         known_path: the file of the data set that another process of this machine has just opened from the folder, with
@@ -39,6 +39,6 @@ class FolderOptions:
     known_path: Path | None = None
 
     def fits(self, num_bytes: int) -> bool:
-        """Returns whether `auto` keeps images of so many bytes resident."""
+        """Returns whether `auto` keeps images of this size resident."""
         memory = available_memory() if self.memory is None else self.memory
         return num_bytes <= memory // RESIDENT_SHARE

@@ -17,7 +17,7 @@ from trainer.data.staging import explain_disk_errors, staging
 from trainer.errors import DataError
 
 _PEAK_DISK_USE = 2
-"""An archive and the files in it are on the disk together: so many times the size of the decoded data set."""
+"""Disk space that fetching takes, in sizes of the decoded data set: an archive and its files are there together."""
 
 
 def fetch_dataset(
