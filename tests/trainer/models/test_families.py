@@ -54,6 +54,8 @@ FOLDED = ("lenet5", "bn-alexnet", "bn-nin", "resnet18")
 """One cheap network for each kind of layer that the export folds."""
 # ResNet-101 and ResNet-152 are left out: they are ResNet-50 with more blocks.
 COMPUTED = [name for name in FAMILIES if name not in ("resnet101", "resnet152")]
+# So are ResNet-34 and VGG-19 of ResNet-18 and VGG-16, which an export does not see: it converts block by block.
+EXPORTED = [name for name in COMPUTED if name not in ("resnet34", "vgg19")]
 
 
 def classifier(name: str, num_channels: int = 3, image_size: int = 32) -> Classifier:
@@ -158,12 +160,12 @@ def test_a_few_steps_lower_the_loss(name: str) -> None:
     assert losses[-1] < losses[0] < 5  # ln 10 is 2.3: the initial outputs have a sensible scale
 
 
-@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_torchscript_and_torch_export_match_eager_at_every_batch_size(name: str) -> None:
     model = calibrated(name, 3, 32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns at every step that TorchScript is deprecated
-        traced = torch.jit.trace(model, (pixels(2),))
+        traced = torch.jit.trace(model, (pixels(2),), check_trace=False)  # it is checked below
         file = io.BytesIO()
         torch.jit.save(traced, file)
         file.seek(0)
@@ -177,7 +179,7 @@ def test_torchscript_and_torch_export_match_eager_at_every_batch_size(name: str)
             assert is_as_exact(other(images), model, images)
 
 
-@pytest.mark.parametrize("name", COMPUTED)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_onnx_matches_eager_at_every_batch_size(name: str, tmp_path: Path) -> None:
     import onnxruntime
 
