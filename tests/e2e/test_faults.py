@@ -6,7 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment, free_port
 from tests.e2e.test_training import ranks_of, result_of, started, wait_for_line
+from tests.interpreter import Interpreter
 
 pytestmark = pytest.mark.slow
 
@@ -85,15 +85,19 @@ def test_every_number_of_ranks_gives_the_same_bits(
     ],
 )
 def test_a_rank_that_differs_from_the_others_is_named_on_the_terminal_and_on_disk(
-    what: str, kind: str, message: str, tmp_path: Path, trainer_command: Callable[..., list[str]]
+    what: str,
+    kind: str,
+    message: str,
+    tmp_path: Path,
+    trainer_command: Callable[..., list[str]],
+    interpreter: Interpreter,
 ) -> None:
     script, folder = tmp_path / "differing_rank.py", tmp_path / "run"
     script.write_text(DIFFERING_RANK)
-    command = trainer_command("--epochs", "2", "--run-dir", str(folder), ranks=3)
+    _, *command = trainer_command("--epochs", "2", "--run-dir", str(folder), ranks=3)
     main = command.index(str(ROOT / "trainer" / "main.py"))
     command[main : main + 1] = [str(script), what]
-    environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    done = interpreter.run(command, env={**clean_environment(), "PYTHONPATH": str(ROOT)})
     assert done.returncode != 0
     (error,) = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert message in error
