@@ -125,8 +125,8 @@ def recipes_command(arguments: Sequence[str], prog: str) -> int:
 
 
 def _print_recipe(reference: str) -> None:
-    from trainer.recipe_fields import describe_recipe
-    from trainer.recipe_files import load_recipe
+    from trainer.recipes.fields import describe_recipe
+    from trainer.recipes.files import load_recipe
 
     print("\n".join(describe_recipe(load_recipe(reference))))
 

@@ -13,9 +13,9 @@ from convoy.options import option
 from trainer.errors import ConfigError
 from trainer.network_files import check_photographs, with_files
 from trainer.paths import check_model_name, default_data_dir, full_name
-from trainer.recipe_fields import parse_assignments, set_fields
-from trainer.recipe_files import load_recipe
 from trainer.recipes import Precision, Recipe
+from trainer.recipes.fields import parse_assignments, set_fields
+from trainer.recipes.files import load_recipe
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 SourceChoice = Literal["auto", "resident", "streamed"]

@@ -15,9 +15,9 @@ from typing import Any, Self, get_args
 from trainer.config import CHANGE_RECIPE, LogTo, TrainConfig, flag_of, option_of_field
 from trainer.errors import ConfigError, unknown_name
 from trainer.files import write_atomically
-from trainer.recipe_fields import flatten, parse_assignments, recipe_to_table
-from trainer.recipe_files import TABLE, read_toml
 from trainer.recipes import Recipe
+from trainer.recipes.fields import flatten, parse_assignments, recipe_to_table
+from trainer.recipes.files import TABLE, read_toml
 from trainer.typed_values import as_text, convert
 
 RUN_TOML = "run.toml"

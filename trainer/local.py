@@ -23,9 +23,9 @@ from trainer.errors import ConfigError
 from trainer.folder_choice import FolderFacts, choose, describe
 from trainer.paths import FOLDER_PREFIX, full_name, image_folder
 from trainer.ranks.environment import RankEnvironment
-from trainer.recipe_fields import parse_assignments
-from trainer.recipe_files import load_recipe
 from trainer.recipes import RECIPES, find_recipe
+from trainer.recipes.fields import parse_assignments
+from trainer.recipes.files import load_recipe
 from trainer.recipes.own_images import PHOTOS
 from trainer.user_code import is_reference
 

@@ -26,9 +26,9 @@ from trainer.paths import CHECKPOINTS, image_folder
 from trainer.prepare import prepare
 from trainer.progress import Progress
 from trainer.ranks.world import World
-from trainer.recipe_files import load_recipe
 from trainer.recipes import Recipe
 from trainer.recipes.augmentation import check_shift
+from trainer.recipes.files import load_recipe
 from trainer.records.checkpoint import Checkpoints
 from trainer.records.run_folder import RunFolder
 from trainer.results import evaluate_on_test_set, import_for_report, report, show_results, summarize, validate

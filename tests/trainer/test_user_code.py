@@ -7,8 +7,8 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.recipe_files import load_recipe
 from trainer.recipes import RECIPES
+from trainer.recipes.files import load_recipe
 from trainer.user_code import load_object, user_errors
 
 RECIPE = """

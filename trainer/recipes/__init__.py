@@ -1,8 +1,9 @@
 """Recipes: everything that decides the computation of a run, as named, frozen values.
 
 A run is a recipe, a data set, a seed and nothing else. The hyper-parameters were chosen on validation images only.
-`recipe` says what a recipe is; the others hold the recipes: `digits`, `cifar`, `families` (LeNet to ResNet) and
-`own_images`. Knows nothing about models and hardware; imports no torch.
+`recipe` says what a recipe is, with `augmentation` and `hyperparameters`. `digits`, `cifar`, `families` (LeNet to
+ResNet) and `own_images` hold Convoy's recipes; `fields` sets values by their names, and `files` finds recipes of the
+user's own. Knows nothing about models and hardware; imports no torch.
 """
 
 from trainer.errors import unknown_name

@@ -25,8 +25,8 @@ from trainer.paths import (
     image_folder,
 )
 from trainer.ranks.world import World
-from trainer.recipe_files import read_toml
 from trainer.recipes import Recipe
+from trainer.recipes.files import read_toml
 from trainer.records.fingerprint import Fingerprint
 from trainer.records.origin import Origin
 from trainer.records.result import Result

@@ -9,7 +9,7 @@ from pathlib import Path
 from convoy.extras import how_to_install
 from trainer.config import LogTo
 from trainer.errors import ConfigError, Interrupted
-from trainer.recipe_fields import flatten
+from trainer.recipes.fields import flatten
 from trainer.records.mistakes import write_mistakes
 from trainer.records.run_folder import RunFolder
 from trainer.sinks.background import BackgroundSink

@@ -10,8 +10,8 @@ import torch
 from trainer.data.order import generator
 from trainer.errors import ConfigError
 from trainer.network_files import with_files
-from trainer.recipe_fields import parse_assignments, set_fields
 from trainer.recipes import Recipe
+from trainer.recipes.fields import parse_assignments, set_fields
 from trainer.typed_values import as_text
 
 _FIXED = ("dataset", "num_validation", "square")

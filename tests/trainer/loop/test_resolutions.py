@@ -19,8 +19,8 @@ from trainer.loop.run import restore
 from trainer.loop.saving import SaveInterval
 from trainer.loop.step import Batch, StepKind
 from trainer.ranks.world import World
-from trainer.recipe_fields import recipe_from_table, recipe_to_table
 from trainer.recipes import RECIPES, Augment, Recipe
+from trainer.recipes.fields import recipe_from_table, recipe_to_table
 from trainer.records.checkpoint import weights_sha256
 from trainer.signals import StopRequest
 

@@ -5,9 +5,9 @@ from dataclasses import fields
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.recipe_fields import list_fields
 from trainer.recipes import RECIPES
 from trainer.recipes.augmentation import Augment, check_shift
+from trainer.recipes.fields import list_fields
 
 
 @pytest.mark.parametrize(

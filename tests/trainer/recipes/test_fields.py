@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from trainer.errors import ConfigError
-from trainer.recipe_fields import (
+from trainer.recipes import RECIPES, Recipe
+from trainer.recipes.fields import (
     describe_recipe,
     list_fields,
     parse_assignments,
@@ -14,7 +15,6 @@ from trainer.recipe_fields import (
     recipe_to_table,
     set_fields,
 )
-from trainer.recipes import RECIPES, Recipe
 
 FAST = RECIPES["mnist-fast"]
 

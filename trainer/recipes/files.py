@@ -7,8 +7,8 @@ from pathlib import Path
 
 from convoy.named_files import read_file
 from trainer.errors import ConfigError
-from trainer.recipe_fields import check_recipe, recipe_from_table
 from trainer.recipes import Recipe, find_recipe
+from trainer.recipes.fields import check_recipe, recipe_from_table
 from trainer.user_code import is_reference, load_object, user_errors
 
 TABLE = "recipe"
