@@ -3,9 +3,11 @@
 import contextlib
 import io
 import itertools
+import os
 import re
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tyro
@@ -30,6 +32,8 @@ def check_port(name: str, port: int) -> None:
     if not 0 <= port <= 65535:
         raise ValueError(f"{name} {port}: must be between 0 and 65535")
 
+
+_MIN_COLUMNS = 40
 
 _PLAINER = {
     r"invalid literal for int\(\) with base 10: ('.*?')": r"expected a whole number, got \1",
@@ -59,12 +63,28 @@ def parse_options(kind: Any, arguments: Sequence[str], *, prog: str, prints: boo
         with (
             contextlib.redirect_stdout(sys.stdout if prints else io.StringIO()),
             contextlib.redirect_stderr(explained),
+            _least_width(),
         ):
             return tyro.cli(kind, args=arguments, prog=prog, **settings)
     except SystemExit as left:
         if left.code and prints:
             print(explain_in_one_line(explained.getvalue(), prog, arguments), file=sys.stderr)
         raise
+
+
+@contextlib.contextmanager
+def _least_width() -> Iterator[None]:
+    """Context in which terminals have at least `_MIN_COLUMNS`: tyro never ends to break lines for narrower ones."""
+    given = os.environ.get("COLUMNS")
+    columns = shutil.get_terminal_size().columns
+    try:
+        if columns < _MIN_COLUMNS:
+            os.environ["COLUMNS"] = str(_MIN_COLUMNS)
+        yield
+    finally:
+        if columns < _MIN_COLUMNS:
+            os.environ.pop("COLUMNS")
+            os.environ.update({} if given is None else {"COLUMNS": given})
 
 
 def explain_in_one_line(printed: str, prog: str, arguments: Sequence[str]) -> str:

@@ -1,5 +1,8 @@
 """A faulty command line is one line and exit code 2, whichever command it is of."""
 
+import os
+import re
+
 import pytest
 
 from convoy import cli
@@ -37,3 +40,16 @@ def test_a_faulty_command_line_is_one_line(command: str, line: str, capsys: pyte
     printed = capsys.readouterr()
     assert (printed.out, printed.err.count("\n")) == ("", 1)
     assert printed.err.startswith(f"error: {line}")
+
+
+@pytest.mark.parametrize("columns", ["1", "5", "20"])
+def test_help_ends_in_the_narrowest_terminal(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit, match="0"):
+        cli.run(["compare", "--help"])
+    shown = capsys.readouterr().out
+    assert "usage: convoy compare" in shown
+    assert re.search(r"^.{40}$", shown, re.MULTILINE)
+    assert os.environ["COLUMNS"] == columns
