@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import tyro
 
 from convoy.options import option
-from trainer.advice import choose_batch_and_epochs, has_few_steps
 from trainer.cli import parse, read_command_line, run_command
 from trainer.config import TrainConfig
 from trainer.errors import ConfigError
-from trainer.folder_choice import FolderFacts, choose, describe
 from trainer.paths import FOLDER_PREFIX, full_name, image_folder
 from trainer.ranks.environment import RankEnvironment
 from trainer.recipes import RECIPES, find_recipe
+from trainer.recipes.advice import choose_batch_and_epochs, has_few_steps
 from trainer.recipes.fields import parse_assignments
 from trainer.recipes.files import load_recipe
+from trainer.recipes.folder_choice import FolderFacts, choose, describe
 from trainer.recipes.own_images import PHOTOS
 from trainer.user_code import is_reference
 

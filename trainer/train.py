@@ -10,7 +10,6 @@ from functools import partial
 import torch
 
 from convoy.allocator import keep_freed_memory
-from trainer.advice import DatasetSize, advise, describe_batch
 from trainer.config import TrainConfig
 from trainer.data import Dataset, without_test_images
 from trainer.data.split import stratified_split
@@ -27,6 +26,7 @@ from trainer.prepare import prepare
 from trainer.progress import Progress
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
+from trainer.recipes.advice import DatasetSize, advise, describe_batch
 from trainer.recipes.augmentation import check_shift
 from trainer.recipes.files import load_recipe
 from trainer.records.checkpoint import Checkpoints

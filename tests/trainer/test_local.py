@@ -15,8 +15,8 @@ from trainer.cli import parse
 from trainer.config import TrainConfig
 from trainer.config_file import CommandLine
 from trainer.errors import ConfigError
-from trainer.folder_choice import FolderFacts
 from trainer.local import LocalTrainConfig, as_arguments, resolve
+from trainer.recipes.folder_choice import FolderFacts
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,8 @@
 A run is a recipe, a data set, a seed and nothing else. The hyper-parameters were chosen on validation images only.
 `recipe` says what a recipe is, with `augmentation` and `hyperparameters`. `digits`, `cifar`, `families` (LeNet to
 ResNet) and `own_images` hold Convoy's recipes; `fields` sets values by their names, and `files` finds recipes of the
-user's own. Knows nothing about models and hardware; imports no torch.
+user's own. `folder_choice` and `advice` fit a recipe to a data set. Knows nothing about models and hardware; imports no
+torch.
 """
 
 from trainer.errors import unknown_name

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.folder_choice import TABLE, FolderFacts, choose, describe
 from trainer.recipes import RECIPES
+from trainer.recipes.folder_choice import TABLE, FolderFacts, choose, describe
 
 PHOTOS = {"num_training": 700, "short_side": 375, "has_gpu": False}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from trainer.advice import (
+from trainer.data.datasets import DATASETS
+from trainer.recipes import RECIPES, Recipe
+from trainer.recipes.advice import (
     GOOD_STEPS_OF,
     MAX_EPOCHS,
     MIN_BATCH_SIZE,
@@ -19,8 +21,6 @@ from trainer.advice import (
     has_few_steps,
     usual_steps,
 )
-from trainer.data.datasets import DATASETS
-from trainer.recipes import RECIPES, Recipe
 
 SMALL = RECIPES["cifar10-small"]
 MIRRORING = [
