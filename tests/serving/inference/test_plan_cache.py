@@ -140,7 +140,7 @@ def test_nothing_that_a_client_sends_is_kept(parsed: ParsedRequests, repository:
         if sys.getrefcount(payload) == before:
             break
     assert sys.getrefcount(payload) == before
-    assert all(len(key) < 4096 for key in service._grpc_path._encoders._plans)  # type: ignore[arg-type]
+    assert all(len(key) < 4096 for key in service._grpc._encoders._plans)  # type: ignore[arg-type]
 
 
 def test_a_plan_of_an_older_generation_is_not_added(repository: FakeRepository) -> None:
