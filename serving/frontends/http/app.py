@@ -12,7 +12,7 @@ from convoy.auth import TokenFile
 from convoy.same_origin import HostCheck
 from serving.frontends.common.services import Services
 from serving.frontends.http.admin import AdminEndpoints, Endpoint, Probed, health_routes, shared_memory_routes
-from serving.frontends.http.bodies import CountedBodies
+from serving.frontends.http.body_memory import CountedBodies
 from serving.frontends.http.classify import ClassifyEndpoint
 from serving.frontends.http.counting import counted
 from serving.frontends.http.fast_path import FastPath

@@ -7,7 +7,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from serving.frontends.http.auth import PRINCIPAL
-from serving.frontends.http.bodies import SHARE
+from serving.frontends.http.body_memory import SHARE
 from serving.frontends.http.executor import BoundedExecutor
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects the format; HTTP's "deflate" is zlib's (RFC 9110, 8.4.1.2)

@@ -22,10 +22,10 @@ from serving.errors import InvalidArgument, NotFound, PermissionDenied, Unavaila
 from serving.frontends.common.services import Services
 from serving.frontends.http.body import read_body
 from serving.frontends.http.counting import counted
-from serving.frontends.http.described import describe_models
 from serving.frontends.http.executor import BoundedExecutor
 from serving.frontends.http.live import LiveEvents
 from serving.frontends.http.loop_bridge import LoopBridge, await_response
+from serving.frontends.http.page_models import describe_models
 from serving.frontends.http.responses import json_response
 from serving.frontends.http.saved_images import SavedImages
 from serving.frontends.http.server import HttpServer

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from serving.frontends.common.services import Services
-from serving.frontends.http import HttpFrontend, bodies
+from serving.frontends.http import HttpFrontend, body_memory
 from serving.inference.message_memory import UNCOUNTED_BYTES
 from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_services, twice
 from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
@@ -75,7 +75,7 @@ def test_a_large_body_is_refused_while_others_fill_the_memory(
 def test_the_oldest_slow_body_gives_its_place(
     server: HttpFrontend, services: Services, slow: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(body_memory, "PATIENCE_S", 0.0)
     with connect(server) as connection:
         assert exchange(connection, post(LARGE))[0] == 200
     status, headers, body = exchange(slow, b"")
