@@ -5,15 +5,19 @@ request's data, and so serves all requests of the same form. Knows no protocol.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from serving.errors import InvalidArgument, quote
+from serving.errors import InvalidArgument, Unsupported, quote
 from serving.inference.classification import classify
 from serving.inference.outputs import Outputs
+from serving.inference.queue_policy import scheduling_of
 from serving.inference.request import InferInput, InferOutput, InferRequest, InferResponse, RequestContext
 from serving.models.loader import Model
-from serving.protocol.parameters import check_parameters, scheduling_of
 from serving.protocol.tensors import Buffer, Elements, Shape, TensorSpec, num_elements, to_array, to_bytes
+
+_TRITON_PARAMETERS = frozenset({"triton_enable_empty_final_response", "triton_grpc_error"})
+"""Reserved keys that Triton's clients send, and that change nothing for requests with one response each."""
 
 
 class Plan:
@@ -66,7 +70,7 @@ class Plan:
         self.only_size = self._sizes[0] if len(specs) == 1 and specs[0].datatype.size else None
         self.requested = _requested_outputs(model, request)
         self.places = [output.place for output in request.outputs] if request.uses_shared_memory else None
-        check_parameters(request.parameters)
+        _check_parameters(request.parameters)
         scheduling = scheduling_of(request.parameters, model.spec.policies)
         self.level, self.wait_us, self.timeout_s = scheduling.level, scheduling.wait_us, scheduling.timeout_s
 
@@ -234,6 +238,22 @@ def _requested_outputs(model: Model, request: InferRequest) -> tuple[tuple[int, 
         if output.classification and specs[indices[output.name]].datatype.size == 0:
             raise InvalidArgument(f"output '{output.name}' holds strings, which have no classification")
     return tuple((indices[output.name], output.classification) for output in request.outputs)
+
+
+def _check_parameters(parameters: Mapping[str, Any]) -> None:
+    """Checks that a request's parameters ask for nothing that this server would ignore in silence.
+
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_parameters.md
+
+    Raises:
+        InvalidArgument: a key is reserved.
+        Unsupported: the request belongs to a sequence.
+    """
+    for key, value in parameters.items():
+        if key == "headers" or (key.startswith("triton_") and key not in _TRITON_PARAMETERS):
+            raise InvalidArgument(f"parameter {quote(key)} is reserved: choose another name")
+        if key == "sequence_id" and value:
+            raise Unsupported("parameter 'sequence_id': the server does not keep the requests of a sequence together")
 
 
 def _names(names: Sequence[str]) -> str:

@@ -1,6 +1,10 @@
-"""How the requests of each priority wait for their model: what `dynamic_batching` of its configuration says."""
+"""How requests wait for their model: by `dynamic_batching` of its configuration, and by their own parameters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from serving.errors import InvalidArgument, quote
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +50,42 @@ class QueuePolicies:
     def level(self, priority: object) -> int:
         """Returns the place of a priority of the protocol, which counts from 1."""
         return priority - 1 if type(priority) is int and 1 <= priority <= len(self.levels) else self.default
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """What a request's parameters, and its model's configuration, say of its time in the queue.
+
+    Args:
+        level: of priority, as in `QueuePolicies`.
+        wait_us: how long it may wait, by the policy of its level; 0 for no limit.
+        timeout_s: in which it must be answered; None for no limit.
+    """
+
+    level: int = 0
+    wait_us: int = 0
+    timeout_s: float | None = None
+
+
+def scheduling_of(parameters: Mapping[str, Any], policies: QueuePolicies | None) -> Scheduling:
+    """Returns what the parameters `priority` and `timeout` (in microseconds) mean for a model.
+
+    https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_schedule_policy.md
+
+    Raises:
+        InvalidArgument: one is not a whole number, or is negative.
+    """
+    timeout = _whole_number(parameters, "timeout", " of microseconds")
+    timeout_s = timeout * 1e-6 if timeout else None
+    if policies is None:
+        return Scheduling(timeout_s=timeout_s)
+    level = policies.level(_whole_number(parameters, "priority"))
+    policy = policies.levels[level]
+    return Scheduling(level, policy.wait_us(timeout), None if policy.interprets_timeout else timeout_s)
+
+
+def _whole_number(parameters: Mapping[str, Any], name: str, unit: str = "") -> int:
+    value = parameters.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidArgument(f"parameter '{name}' must be a whole number{unit}, got {quote(value)}")
+    return value
