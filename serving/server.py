@@ -187,11 +187,10 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     health = Health()
     tracing = None if config.trace_endpoint is None else connect(config.trace_endpoint, config.trace_sample)
     shared_memory = SharedMemory(config.max_message_bytes) if config.allow_client_shm else None
-    services = Services(
-        inference=InferenceService(repository, tracing, shared_memory, MessageMemory(config.message_memory_bytes)),
-        admin=AdminService(repository, health, version=convoy_version(), shared_memory=shared_memory),
-    )
-    services.admin.count_calls(services.inference.refusals.calls)
+    inference = InferenceService(repository, tracing, shared_memory, MessageMemory(config.message_memory_bytes))
+    calls = inference.refusals.calls
+    admin = AdminService(repository, health, calls=calls, version=convoy_version(), shared_memory=shared_memory)
+    services = Services(inference, admin)
     tokens, tls = read_credentials(config)
     access_log = AccessLog() if config.access_log else None
     page = PageSettings(save_images=config.save_images, num_workers=config.workers) if config.shows_page else None

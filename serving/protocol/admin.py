@@ -56,6 +56,7 @@ class AdminService:
     """The RPCs about the server and its models.
 
     Args:
+        calls: counts the calls over gRPC.
         version: of the server, for its metadata.
         shared_memory: of clients; None to allow none.
 
@@ -68,26 +69,33 @@ class AdminService:
     """
 
     def __init__(
-        self, repository: Repository, health: Health, *, version: str, shared_memory: SharedMemory | None = None
+        self,
+        repository: Repository,
+        health: Health,
+        *,
+        calls: Calls,
+        version: str,
+        shared_memory: SharedMemory | None = None,
     ) -> None:
         self.repository = repository
         self.health = health
         self._version = version
         self.control = ControlService(repository)
         self.shared_memory = None if shared_memory is None else SharedMemoryService(shared_memory)
-        self.unary: Mapping[str, Callable[[bytes], bytes]] = {**self._handlers(), **self.control.unary}
+        unary = {**self._handlers(), **self.control.unary}
         if self.shared_memory is not None:
-            self.unary = {**self.unary, **self.shared_memory.unary}
-        self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
+            unary |= self.shared_memory.unary
+        blocking = {
             **self.control.blocking,
             f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
             f"/{INFERENCE_SERVICE}/RepositoryModelUnload": self._unload,
         }
-
-    def count_calls(self, calls: Calls) -> None:
-        """Counts the calls over gRPC from now on. Call it before front ends are created."""
-        self.unary = {path: calls.counted(method_of_rpc(path), handler) for path, handler in self.unary.items()}
-        self.blocking = {path: calls.counted(method_of_rpc(path), handler) for path, handler in self.blocking.items()}
+        self.unary: Mapping[str, Callable[[bytes], bytes]] = {
+            path: calls.counted(method_of_rpc(path), handler) for path, handler in unary.items()
+        }
+        self.blocking: Mapping[str, Callable[[bytes, Caller], bytes]] = {
+            path: calls.counted(method_of_rpc(path), handler) for path, handler in blocking.items()
+        }
 
     # -- messages ----------------------------------------------------------------------------------------------------
 

@@ -207,9 +207,9 @@ def make_services(repository: FakeRepository) -> Services:
     """Real services, ready, over a fake repository."""
     health = Health()
     health.update(True, {model.spec.name: True for model in repository.ready_models()})
-    services = Services(make_service(repository), AdminService(cast(Repository, repository), health, version="1.2.3"))
-    services.admin.count_calls(services.inference.refusals.calls)
-    return services
+    inference = make_service(repository)
+    calls = inference.refusals.calls
+    return Services(inference, AdminService(cast(Repository, repository), health, calls=calls, version="1.2.3"))
 
 
 def _config(

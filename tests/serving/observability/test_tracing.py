@@ -28,6 +28,7 @@ from serving.inference.service import InferenceService
 from serving.models.images import ImageTensor
 from serving.models.repository import Repository
 from serving.observability import tracing
+from serving.observability.calls import Calls
 from serving.observability.health import Health
 from serving.observability.tracing import Tracing, connect
 from serving.protocol.admin import AdminService
@@ -110,7 +111,7 @@ def finish(repository: FakeRepository, traced: Tracing) -> Callable[[], None]:
 @pytest.fixture
 def services(repository: FakeRepository, traced: Tracing) -> Services:
     found = cast(Repository, repository)
-    return Services(InferenceService(found, traced), AdminService(found, Health(), version="1"))
+    return Services(InferenceService(found, traced), AdminService(found, Health(), calls=Calls(), version="1"))
 
 
 def message(rows: int = 1) -> bytes:
