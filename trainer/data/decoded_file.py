@@ -1,8 +1,6 @@
 """The decoded file: one for each data set and machine, written atomically, and mapped by every process.
 
-It holds plain tensors in torch's own format, opened with `mmap=True` and `weights_only=True`: the processes of a host
-share its pages, so that memory does not grow with the number of ranks. This module does not know where images come
-from.
+It is a file of tensors (`mapped_file`). This module does not know where images come from.
 """
 
 import os
