@@ -58,6 +58,7 @@ def test_other_data_and_other_shapes_of_the_same_data_are_misses() -> None:
         assert made.ask(5, width=2) == [[10, 10]]
         assert made.ask(6, width=2) == [[12, 12]]
         assert made.counts == (0, 3)
+    assert response_cache.digest([b"ab", b"c"]) != response_cache.digest([b"a", b"bc"])
 
 
 def test_requests_of_one_batch_are_kept_apart_and_do_not_hold_the_batch() -> None:
@@ -106,6 +107,7 @@ def test_versions_share_the_room_but_no_entry_and_take_theirs_along() -> None:
             assert new.ask(1) == [[3, 3]]
             old.batcher.close()
             assert old.cache.num_bytes == 0 < new.cache.num_bytes
+            assert (new.ask(1), new.counts) == ([[3, 3]], (2, 1))
             with pytest.raises(BatcherClosed):
                 old.ask(1)
             cache.add(old.cache, (((1, 2),), b"late"), Outputs([np.zeros((1, 2))], 1))
