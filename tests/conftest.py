@@ -21,6 +21,7 @@ import torch
 from tests.hosts import why_no_namespaces
 from tests.interpreter import Interpreter
 from tests.requirements_of import missing_packages
+from tests.time_limit import TimeLimit
 from trainer.data import Dataset, load_dataset
 
 # In a shell without job control, background commands ignore Ctrl-C, and the processes of the tests would inherit that.
@@ -38,6 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--data-dir", type=Path, help="folder of data sets, for tests of whole data sets [default: a new one]"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Limits the time of tests: a little more than `wait_for` waits, whose error says for what."""
+    config.pluginmanager.register(TimeLimit(1.1 * PATIENCE_S, 3 * PATIENCE_S))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
