@@ -7,7 +7,6 @@ clauses for one data set, seed selection.
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -17,23 +16,19 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, clean_environment
+from tests.interpreter import Interpreter
 from trainer.config import TrainConfig
 from trainer.evaluation.intervals import simultaneous_interval
 
 pytestmark = pytest.mark.minutes
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
+Verb = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def verb(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+@pytest.fixture
+def verb(interpreter: Interpreter) -> Verb:
+    """A function that runs a verb of the trainer by its command line."""
+    return lambda *arguments: interpreter.run(["-m", "trainer", *arguments], env=clean_environment(), cwd=ROOT)
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -100,7 +95,7 @@ def test_early_stopping_on_the_evaluation(train: Callable[..., Path]) -> None:
     assert not any("test" in field.name or "stop" in field.name for field in fields(TrainConfig))
 
 
-def test_over_tuning_of_meta_parameters(train: Callable[..., Path], tmp_path: Path, data_dir: Path) -> None:
+def test_over_tuning_of_meta_parameters(train: Callable[..., Path], tmp_path: Path, data_dir: Path, verb: Verb) -> None:
     """Each trial by hand widens the interval. A sweep's trials evaluate on validation images only."""
     for number, scale in enumerate(("0.5", "1", "2"), start=1):
         result = result_of(train(f"lr-{scale}", "--lr-scale", scale))
@@ -117,7 +112,7 @@ def test_over_tuning_of_meta_parameters(train: Callable[..., Path], tmp_path: Pa
     assert not any("test_accuracy" in path.read_text() for path in written)
 
 
-def test_data_set_selection(train: Callable[..., Path], runs: Path) -> None:
+def test_data_set_selection(train: Callable[..., Path], runs: Path, verb: Verb) -> None:
     """Try several data sets, report the best figure: every report names all evaluated test sets."""
     other = train("made-up", "--dataset", "synthetic")
     assert sorted(name.split()[0] for name in result_of(other)["looks_by_dataset"]) == ["mnist-mini", "synthetic"]
@@ -151,7 +146,7 @@ def test_no_part_of_training_knows_a_data_set_by_name() -> None:
         assert '"cifar10' not in text, path
 
 
-def test_seed_selection(three_seeds: Path) -> None:
+def test_seed_selection(three_seeds: Path, verb: Verb) -> None:
     """Run seeds, show the best: its report shows all, and `compare` refuses until all are named."""
     folders = [three_seeds / f"seed-{seed}" for seed in range(3)]
     last = result_of(folders[2])
@@ -169,7 +164,7 @@ def test_seed_selection(three_seeds: Path) -> None:
     assert f"{min(100 * result_of(folder)['test_accuracy'] for folder in folders):.2f}" in done.stdout
 
 
-def test_selection_by_the_number_of_ranks(train: Callable[..., Path], runs: Path) -> None:
+def test_selection_by_the_number_of_ranks(train: Callable[..., Path], runs: Path, verb: Verb) -> None:
     """One seed trained with one rank and with two gives two networks, and both are shown."""
     alone, two = runs / "seed-0", train("two", ranks=2)
     if result_of(alone)["weights_sha256"] == result_of(two)["weights_sha256"]:
@@ -181,7 +176,7 @@ def test_selection_by_the_number_of_ranks(train: Callable[..., Path], runs: Path
         assert f"also evaluated in {other.name} (seed 0):" in done.stderr
 
 
-def test_changing_the_ledger(run_trainer: RunTrainer, runs: Path) -> None:
+def test_changing_the_ledger(run_trainer: RunTrainer, runs: Path, verb: Verb) -> None:
     """A changed line stops the next run at its start; a removed one stops the comparison of runs that counted it."""
     ledger = runs / "ledger.jsonl"
     first, second, third = ledger.read_text().splitlines(keepends=True)
