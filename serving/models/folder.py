@@ -8,7 +8,7 @@ from pathlib import Path
 from convoy.promotion import Promotion, write_promotion
 from serving.errors import StartupError
 from serving.models.files import describe
-from serving.models.mirror import OWN, Mirror
+from serving.models.mirror import OWN, Known, Mirror
 from serving.models.scanner import RepositoryFolders, check_repository, has_model, scan_repository
 
 logger = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ class RepositoryFolder:
     Args:
         on_change: called when `unreadable` has changed.
         mirror: keeps the folder as a copy of a remote repository; None if it is none.
-        serving: returns the version of a model that serves; None if that is unknown.
+        known: as of `Mirror.sync`.
 
     Attributes:
         place: the folder, or the address of what it is a copy of.
@@ -33,7 +33,7 @@ class RepositoryFolder:
         path: Path,
         on_change: Callable[[], None],
         mirror: Mirror | None = None,
-        serving: Callable[[str], int | None] = lambda name: None,
+        known: Known = lambda name: (None, ()),
     ) -> None:
         self.path = path
         self.place = str(path) if mirror is None else mirror.address
@@ -41,7 +41,7 @@ class RepositoryFolder:
         self.missing: Mapping[str, Mapping[int, str]] = {}
         self._on_change = on_change
         self._mirror = mirror
-        self._serving = serving
+        self._known = known
         self._device: int | None = None
         """The file system that models were on. A mount that is lost leaves an empty folder of another one."""
 
@@ -104,17 +104,16 @@ class RepositoryFolder:
         if self._mirror is not None:
             self._note(self.fetch())
 
-    def fetch(self, name: str = "", version: int = 0, failed: int | None = None) -> str:
+    def fetch(self, name: str = "", version: int = 0) -> str:
         """Fetches what has changed in the remote repository. Returns why that failed; empty if it did not.
 
         Args:
             name, version: as of `Mirror.sync`.
-            failed: a version of the model that does not load, so that a roll-back needs the one before it.
         """
         if self._mirror is None:
             return ""
         try:
-            self._mirror.sync(name, version, lambda model: failed if failed and model == name else self._serving(model))
+            self._mirror.sync(name, version, self._known)
         except OSError as error:
             return self._mirror.describe(error)
         finally:

@@ -40,6 +40,9 @@ _LOCK = ".lock"
 Tags = dict[str, str]
 """A tag of each file by its path in a model's folder."""
 
+Known = Callable[[str], tuple[int | None, Collection[int]]]
+"""Returns the version of a model that serves, and those that do not load."""
+
 OWN = 0
 """In place of a version: the files beside the versions."""
 
@@ -85,14 +88,13 @@ class Mirror:
         """By model and version, of what the last listing found."""
         self._is_first = True
 
-    def sync(self, name: str = "", version: int = 0, serving: Callable[[str], int | None] = lambda name: None) -> None:
+    def sync(self, name: str = "", version: int = 0, known: Known = lambda name: (None, ())) -> None:
         """Brings the copy to the state of the address. What cannot be fetched is in `missing` afterwards.
 
         Args:
             name: of a model of which one more version is needed.
             version: that version; 0 for none.
-            serving: returns the version of a model from which it may be rolled back, which may be older than others
-                that do not load; None for the best one.
+            known: returns the version of a model that serves, None for none, and those that do not load.
 
         Raises:
             OSError: the address or the copy cannot be read or written. What is in the copy stays.
@@ -111,7 +113,7 @@ class Mirror:
                 extra = version if each == name else 0
                 before = dict(fetched.setdefault(each, {}))
                 try:
-                    self._sync_model(each, model, fetched[each], extra, serving(each))
+                    self._sync_model(each, model, fetched[each], extra, *known(each))
                     self._refusals[each].pop(OWN, None)
                 except OSError as error:
                     self._refuse(each, OWN, {}, self._describe(error))
@@ -174,7 +176,15 @@ class Mirror:
             for name in models
         }
 
-    def _sync_model(self, name: str, model: RemoteModel, fetched: Tags, extra: int, serving: int | None) -> None:
+    def _sync_model(
+        self,
+        name: str,
+        model: RemoteModel,
+        fetched: Tags,
+        extra: int,
+        serving: int | None,
+        failed: Collection[int],
+    ) -> None:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         for left in folder.glob(".*"):  # of a process that was killed: no other one is here now
@@ -184,7 +194,8 @@ class Mirror:
         while wanted := [version for version in _wanted(folder, usable, extra, serving) if version not in tried]:
             tried.update(wanted)
             for version in wanted:
-                if not self._has_version(name, version, model.versions[version], fetched, version == extra):
+                is_there = self._has_version(name, version, model.versions[version], fetched, version == extra)
+                if not is_there or version in failed:
                     del usable[version]  # others take its place
         for version in self._refusals[name].keys() - tried - {OWN}:
             del self._refusals[name][version]

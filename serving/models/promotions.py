@@ -48,13 +48,14 @@ class Promotions:
     Args:
         find: returns a model by its name, or raises a ServingError.
         write: makes a choice durable, in the folder of a model.
-        fetch: brings a version of a remote repository, and the one to roll back to from another; returns why it cannot.
+        fetch: brings a version of a remote repository, and what takes the place of those that do not load; returns why
+            it cannot.
     """
 
     changes: Changes
     find: Callable[[str], ModelVersions]
     write: Callable[[Path, Promotion], None]
-    fetch: Callable[[str, int, int | None], str]
+    fetch: Callable[[str, int], str]
 
     def promote(self, name: str, version: int, caller: Caller = ANYONE) -> None:
         """Lets a version serve until a newer one is exported.
@@ -106,7 +107,7 @@ class Promotions:
         """
 
         def change() -> None:
-            if problem := self.fetch(name, version, None):
+            if problem := self.fetch(name, version):
                 raise Unavailable(problem)
             versions = self.find(name)
             ready = list(versions.ready())
@@ -137,7 +138,7 @@ class Promotions:
             if not version or not (reason := versions.prepare(version)):
                 return promotion
             failures[version] = reason
-            self.fetch(versions.name, 0, version)
+            self.fetch(versions.name, 0)
 
     def _write(self, versions: ModelVersions, choice: Promotion, ready: list[int]) -> None:
         try:

@@ -65,7 +65,7 @@ class Repository:
         self.generation = 0
         """Grows with every change that readers can see."""
         self._path = path
-        self._folder = RepositoryFolder(path, self._publish, mirror, lambda name: self.standing(name)[0])
+        self._folder = RepositoryFolder(path, self._publish, mirror, self._known)
         self._settings = settings
         self._mode = mode
         self._initial_models = models
@@ -145,6 +145,11 @@ class Repository:
         snapshot = self._snapshot
         serving = snapshot.serving.get((name, ""))
         return int(serving.version) if serving is not None else None, snapshot.standings.get(name, Standing())
+
+    def _known(self, name: str) -> tuple[int | None, Collection[int]]:
+        """Returns the version that serves, and those that do not load."""
+        serving, standing = self.standing(name)
+        return serving, standing.failed
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
@@ -254,7 +259,7 @@ class Repository:
             versions.mark_loading()
             versions.retry_failed()
             works = versions.override is None and bool(versions.ready())
-            failures = self._update(versions, stable=True, override=config)
+            failures = self._load(versions, config)
             if not failures:
                 return
             failures += self._folder.missing.get(name, {}).values()
@@ -332,7 +337,17 @@ class Repository:
 
     def _load_first(self, name: str) -> None:
         if not self._closing.is_set():
-            self._update(self._models[name], stable=True)
+            self._load(self._models[name])
+
+    def _load(self, versions: ModelVersions, override: str | None = None) -> list[str]:
+        """Updates a model whose files are complete. While no version loads, fetches older ones if it is a copy."""
+        present: tuple[int, ...] | None = None
+        while True:
+            failures = self._update(versions, stable=True, override=override)
+            before, present = present, versions.view.standing.present
+            if versions.ready() or present == before or self._closing.is_set():
+                return failures
+            self._folder.refresh()
 
     def _update(self, versions: ModelVersions, *, stable: bool, override: str | None = None) -> list[str]:
         try:

@@ -16,7 +16,7 @@ import pytest
 
 from convoy.promotion import PROMOTION_FILE, promote, read_promotion, write_promotion
 from serving.config import ServeConfig
-from serving.errors import NotFound, StartupError, Unavailable
+from serving.errors import Internal, NotFound, StartupError, Unavailable
 from serving.models import mirror as mirror_module
 from serving.models import remote as remote_module
 from serving.models.folder import RepositoryFolder
@@ -548,6 +548,22 @@ def test_a_roll_back_from_the_best_of_versions_that_do_not_load(source, mirror, 
     write_version(source / "m", 2, b"no model", manifest={})
     repository.promotions.roll_back("m")
     assert ask(repository, "m") == 1, "2 does not load either"
+
+
+@pytest.mark.parametrize("mode", ["none", "poll", "explicit"])
+def test_a_new_server_serves_the_newest_version_that_loads(source, mirror, open_repository, mode):
+    """A copy has two of them at first, and knows only by loading that they are no models."""
+    for version in (4, 5, 6):
+        write_version(source / "m", version, b"no model", manifest={})
+    write_promotion(source / "m", promote(None, 3, 2, [1, 2, 3]))
+    repository = open_repository(mirror, mode)
+    if mode == "explicit":
+        with pytest.raises(Internal, match="version 6: ONNX Runtime cannot load"):
+            repository.load("m")
+    assert ask(repository, "m") == 3
+    write_version(source / "m", 3, scale(33), manifest={})
+    if mode == "poll":
+        eventually(lambda: ask(repository, "m") == 33)
 
 
 def test_in_explicit_mode_a_load_fetches(source, remote, mirror, open_repository, caplog):
