@@ -22,7 +22,7 @@ from serving.frontends.common.auth import INFERS
 from serving.frontends.common.status import log_failure, shutting_down
 from serving.frontends.http.executor import BoundedExecutor
 from serving.frontends.http.infer import HEADER_LENGTH, response_headers
-from serving.frontends.http.loop_bridge import LoopBridge, Result
+from serving.frontends.http.loop_bridge import LoopBridge, Result, start_task
 from serving.frontends.http.responses import error_response
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.inference.service import InferenceService
@@ -204,8 +204,7 @@ class Exchange:
         if isinstance(result, ServingError):
             self._send_error(error_response(result))
         elif result.size_in_json > MAX_INLINE_OUTPUT_BYTES:
-            _renderings.add(task := asyncio.ensure_future(self._finish_elsewhere(result)))
-            task.add_done_callback(_renderings.discard)
+            start_task(self._finish_elsewhere(result))
         else:
             self._render(result)
 
@@ -246,7 +245,3 @@ class Exchange:
         if self._entry is not None:
             self._entry.end(status)
             self._entry = None
-
-
-_renderings: set[Any] = set()
-"""Asyncio itself keeps no reference to a running task."""

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -117,9 +117,13 @@ def _fail_on_disconnect(future: asyncio.Future[Result], receive: Receive) -> Non
         if not future.done():
             future.set_exception(ClientDisconnect())
 
-    _watches.add(task := asyncio.create_task(wait_for_disconnect()))
-    task.add_done_callback(_watches.discard)
+    start_task(wait_for_disconnect())
 
 
-_watches: set[asyncio.Task[None]] = set()
-"""Asyncio itself keeps no reference to a running task."""
+def start_task(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine as a task that nothing awaits. Asyncio itself keeps no reference to a running task."""
+    _tasks.add(task := asyncio.create_task(coroutine))
+    task.add_done_callback(_tasks.discard)
+
+
+_tasks: set[asyncio.Task[None]] = set()
