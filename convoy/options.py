@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import tyro
@@ -32,6 +33,9 @@ def check_port(name: str, port: int) -> None:
     if not 0 <= port <= 65535:
         raise ValueError(f"{name} {port}: must be between 0 and 65535")
 
+
+MAX_INTEGER = 2**63 - 1
+"""The largest whole number that all libraries take."""
 
 _MIN_COLUMNS = 40
 
@@ -65,11 +69,26 @@ def parse_options(kind: Any, arguments: Sequence[str], *, prog: str, prints: boo
             contextlib.redirect_stderr(explained),
             _least_width(),
         ):
-            return tyro.cli(kind, args=arguments, prog=prog, **settings)
+            parsed = tyro.cli(kind, args=arguments, prog=prog, **settings)
     except SystemExit as left:
         if left.code and prints:
             print(explain_in_one_line(explained.getvalue(), prog, arguments), file=sys.stderr)
         raise
+    for name, number in _numbers(parsed):
+        if not -MAX_INTEGER - 1 <= number <= MAX_INTEGER:
+            if prints:
+                print(f"error: {name} {number}: must be a number of 64 bits, at most {MAX_INTEGER}", file=sys.stderr)
+            sys.exit(2)
+    return parsed
+
+
+def _numbers(options: Any) -> Iterator[tuple[str, int]]:
+    """Yields the whole numbers among options, with the names of the options."""
+    for setting in fields(options) if is_dataclass(options) else ():
+        value = getattr(options, setting.name)
+        name = f"--{setting.name.replace('_', '-')}"
+        yield from ((name, one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int))
+        yield from _numbers(value)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,10 @@ T = TypeVar("T")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of a write, which do not name the file."""
 
-_NO_MEMORY = re.compile(r"CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory")
+_NO_MEMORY = re.compile(
+    r"CUDA out of memory|DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|Storage size calculation overflowed|Overflow when unpacking long"  # of a size
+)
 """In the texts of torch's errors, which are RuntimeErrors."""
 
 LINGER_S = 1.5

@@ -31,6 +31,11 @@ from convoy import cli
             "classify --modl m a.png",
             "missing --model NAME, and unrecognized --modl m a.png: see convoy classify --help",
         ),
+        (
+            "train --seed -1" + 20 * "0",
+            "--seed -1" + 20 * "0" + ": must be a number of 64 bits, at most 9223372036854775",
+        ),
+        (f"study capacity --widths 8 1{20 * '0'}", f"--widths 1{20 * '0'}: must be a number of 64 bits"),
         ("models pin", "missing NAME and VERSION: see convoy models pin --help"),
     ],
 )

@@ -50,9 +50,10 @@ def test_a_file_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[st
     assert "Traceback" in leave_with(ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), capsys)[1]
 
 
-def test_a_lack_of_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("size", [10**15, 2**63 - 1])
+def test_a_lack_of_memory_is_one_line(size: int, capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
-        torch.empty(10**15, dtype=torch.uint8)
+        torch.empty(size, dtype=torch.float32)
 
     with pytest.raises(SystemExit, match="2"):
         cli.run_command(command)
