@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from convoy.json_errors import describe_json_error
+
 PROMOTION_FILE = "serving.json"
 FORMAT_VERSION = 1
 _MAX_HISTORY = 32
@@ -162,7 +164,7 @@ def parse_promotion(content: bytes) -> Promotion:
             time=str(document.get("time", "")),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PromotionError(f"{PROMOTION_FILE} cannot be read: {type(error).__name__}: {error}") from error
+        raise PromotionError(f"{PROMOTION_FILE} cannot be read: {describe_json_error(error)}") from error
     if document.get("format_version") != FORMAT_VERSION:
         raise PromotionError(f"{PROMOTION_FILE} has format {document.get('format_version')}, not {FORMAT_VERSION}")
     return promotion

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convoy.json_errors import describe_json_error
 from convoy.preprocessing import PREPROCESSING, Preprocessing, PreprocessingError
 from serving.errors import LoadError, TransientLoadError
 from serving.models.files import describe, read_text
@@ -62,7 +63,7 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise TransientLoadError(f"{MANIFEST_FILE} cannot be read: {describe(error)}") from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise LoadError(f"{MANIFEST_FILE} cannot be read: {type(error).__name__}: {error}") from error
+        raise LoadError(f"{MANIFEST_FILE} cannot be read: {describe_json_error(error)}") from error
 
 
 def verify_digests(folder: Path, manifest: Manifest) -> None:

@@ -118,7 +118,18 @@ def test_an_invalid_file_is_refused(change):
         parse_promotion(json.dumps(document).encode())
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"version": 3}'])
-def test_what_is_no_promotion_is_refused(content):
-    with pytest.raises(PromotionError, match=r"serving\.json cannot be read: "):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is not JSON: "),
+        (b"[]", "a value is of a wrong type: "),
+        (b"{", "it is not JSON: "),
+        (b"\xff", "it is not JSON: it is not UTF-8$"),
+        (b"[" * 100_000, "its values are nested too deep$"),
+        (b'{"version": 3}', "it has no 'newest_known'$"),
+        (b'{"version": 0}', "0 is not the number of a version$"),
+    ],
+)
+def test_what_is_no_promotion_is_refused_in_plain_words(content, reason):
+    with pytest.raises(PromotionError, match=rf"^serving\.json cannot be read: {reason}"):
         parse_promotion(content)

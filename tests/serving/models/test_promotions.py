@@ -232,8 +232,8 @@ def test_an_invalid_file_keeps_what_serves_and_serves_nothing_at_the_start(folde
     for each, serving in ((repository, 3), (other, 0)):
         (state,) = ControlService(each).models().models
         assert (state.serving, state.before) == (serving, 0)
-        assert state.reason.startswith("serving.json cannot be read: JSONDecodeError")
-    with pytest.raises(NotFound, match=r"no available versions: serving\.json cannot be read: JSONDecodeError"):
+        assert state.reason.startswith("serving.json cannot be read: it is not JSON")
+    with pytest.raises(NotFound, match=r"no available versions: serving\.json cannot be read: it is not JSON"):
         other.get("m")
     with pytest.raises(InvalidArgument, match=r"model 'm': serving\.json cannot be read"):
         other.promotions.promote("m", 2)
