@@ -79,7 +79,7 @@ class DecodedRequest(BoundRequest[R]):
     """A request whose image files have been decoded. It arrived before that, and was queued afterwards.
 
     Args:
-        files: the response cache knows the request by their digest, if they have one.
+        files: their digest, if they have one, identifies the request in the response cache.
     """
 
     __slots__ = ("_files_digest",)

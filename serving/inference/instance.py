@@ -24,7 +24,7 @@ MAX_FAILED_BATCHES = 3
 """One after the other, until the instance is checked."""
 
 _CHECK_PAUSES = 100
-"""How long until the next check, as a multiple of the duration of one that found nothing: clients can cause no more."""
+"""Pause after a check that finds nothing, as a multiple of its duration: clients cannot cause more checks."""
 _MIN_CHECK_PAUSE_S, _MAX_CHECK_PAUSE_S = 10.0, 600.0
 _MAX_ERROR_CHARACTERS = 400
 _PAUSE_OF_TRACEBACKS_S = 5.0
@@ -36,7 +36,7 @@ class RunOverdue(Exception):
     """The backend returned after its time limit: the requests have been answered with an error.
 
     Args:
-        failure: why the check fails that it was; empty if it passes, or was none.
+        failure: why the check failed, if the run was one; empty for a check that passed, and for a batch.
     """
 
     def __init__(self, failure: str = "") -> None:
@@ -90,7 +90,7 @@ class Instance:
 
     Args:
         has_batch_dimension: whether the first dimension of all tensors is the batch.
-        check: raises an error if a backend does not compute what it is known to compute; None if nothing is known.
+        check: raises an error if the backend's outputs are wrong; None for no check.
         turn: is taken while a batch runs; None if the instance waits for no resources.
 
     Attributes:

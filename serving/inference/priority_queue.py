@@ -18,7 +18,7 @@ class _Level:
     """The requests of one priority, oldest first.
 
     Args:
-        max_bytes: input bytes of all levels with which this one is still open.
+        max_bytes: input bytes that wait in all levels, above which this one takes no more requests.
     """
 
     def __init__(self, policy: QueuePolicy, max_bytes: int) -> None:

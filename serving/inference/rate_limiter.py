@@ -35,8 +35,8 @@ class RateLimiter:
     """The resources of one process. Thread-safe.
 
     Args:
-        available: by name and device, or by name and "" for all devices. There is as much of any other resource as the
-            instance needs that needs the most of it.
+        available: by name and device, or by name and "" for all devices. Of any other resource, there is as much as the
+            largest need of an instance.
     """
 
     def __init__(self, available: Mapping[Key, int] | None = None) -> None:

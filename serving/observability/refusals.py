@@ -8,7 +8,7 @@ from serving.observability.calls import MODEL_INFER, Calls
 from serving.protocol.status import status_name
 
 _STATUSES = {"malformed": "INVALID_ARGUMENT", "timeout": "DEADLINE_EXCEEDED", "connections": "UNAVAILABLE"}
-"""Of the reasons that are no names of statuses."""
+"""The statuses of the reasons that are not named after one."""
 
 
 class Refusals:

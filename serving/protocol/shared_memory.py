@@ -1,6 +1,6 @@
 """The RPCs that register clients' system shared memory, as messages and over bytes.
 
-Of CUDA shared memory, none can be registered. To ask for it and to forget it is no error: Triton's clients forget both
+CUDA shared memory cannot be registered. Its status and unregistering it are no errors: Triton's clients unregister both
 kinds before they register one.
 """
 

@@ -36,7 +36,7 @@ class SplitRequest:
 
     Attributes:
         header: the message without `id` and `raw_input_contents`; itself a serialised ModelInferRequest.
-        key: what requests have in common that share a plan; None if it is too long to be kept, or holds data.
+        key: equal for requests that share a plan; None if it is too long to be kept, or holds data.
         request_id: the client's id; empty for none.
         tensors: `raw_input_contents`, without a copy.
     """

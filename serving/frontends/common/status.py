@@ -1,4 +1,4 @@
-"""How calls end that get no response, come during a stop, or fail in a way that nobody expects."""
+"""Errors of calls that end without a response: cancelled, past their deadline, during a stop, or by a defect."""
 
 import logging
 import time

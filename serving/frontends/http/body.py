@@ -16,8 +16,8 @@ _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # zlib detects the format; HTTP's "deflate"
 async def read_body(scope: Scope, receive: Receive, max_bytes: int, executor: BoundedExecutor) -> bytes:
     """Returns the whole body of a request, decompressed.
 
-    Others count its bytes as they arrive. Those of a decompressed body are counted here, in the memory of messages and
-    the caller's quota.
+    `body_memory` and `auth` count its bytes as they arrive. Those of a decompressed body are counted here, in the
+    memory of messages and the caller's quota.
 
     Args:
         max_bytes: of the body, both as sent and decompressed. A longer body is refused as early as possible.

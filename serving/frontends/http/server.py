@@ -80,7 +80,7 @@ class HttpServer:
         self.port = self._listener.getsockname()[1]
 
     def close(self) -> None:
-        """Closes the port of a server that `start` has not been called of."""
+        """Closes the port of a server that has not started."""
         self._listener.close()
 
     def start(self, context: ssl.SSLContext | None = None) -> None:
