@@ -15,7 +15,8 @@ import trainer.ranks.launcher  # noqa: F401 (records the parent process before t
 from convoy.processes import exit_on_ctrl_c, restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from trainer.collector import lasting_imports
-from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError
+from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError, UserCodeError
+from trainer.paths import printable
 from trainer.ranks.environment import RankEnvironment
 from trainer.signals import StopRequest
 
@@ -165,7 +166,7 @@ def read_command_line(arguments: Sequence[str]) -> "CommandLine":
         return CommandLine.read(arguments)
     except ConfigError as error:
         if _environment().is_main:
-            print(f"error: {error}", file=sys.stderr)
+            _report(error)
         else:
             time.sleep(LINGER_S)
         sys.exit(error.exit_code)
@@ -208,7 +209,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         time.sleep(LINGER_S)
         _exit(error.exit_code)
     except TrainerError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(error)
         _exit(error.exit_code)
     except KeyboardInterrupt:
         _exit(128 + signal.SIGINT)
@@ -216,7 +217,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         raise  # standard output cannot be written: `whole_command` handles it
     except Exception as error:
         if (explained := _explain(error)) is not None:
-            print(f"error: {explained}", file=sys.stderr)
+            _report(explained)
             _exit(explained.exit_code)
         if environment.has_error_file:
             _record_for_torchrun(error)
@@ -236,6 +237,12 @@ def _explain(error: Exception) -> TrainerError | None:
             f"not enough memory: ask for a smaller batch, smaller images or a smaller network ({first_line})"
         )
     return None
+
+
+def _report(error: TrainerError) -> None:
+    """Prints an error in one line, whatever is in the names of files; one of the user's own code in its lines."""
+    text = str(error) if isinstance(error, UserCodeError) else printable(str(error))
+    print(f"error: {text}", file=sys.stderr)
 
 
 def _exit(code: int) -> NoReturn:
@@ -260,7 +267,7 @@ def _environment() -> RankEnvironment:
     try:
         return RankEnvironment.read()
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _report(error)
         sys.exit(error.exit_code)
 
 

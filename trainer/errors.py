@@ -2,6 +2,7 @@
 
     TrainerError
     ├── ConfigError        the request cannot be met: an unknown name, an impossible value, a folder of another run
+    │   ├── UserCodeError  the user's own code failed; the only message of several lines
     │   └── MismatchError  the ranks started with different code, settings, data or kinds of hardware
     ├── DataError          a data set is missing, damaged or unreadable
     ├── CheckpointError    a run folder or a checkpoint cannot be read or written
@@ -37,6 +38,10 @@ class ConfigError(TrainerError):
     """The request itself is wrong. Exit code 2: retrying without a change is pointless."""
 
     exit_code = 2
+
+
+class UserCodeError(ConfigError):
+    """Code of the user's own failed. Exit code 2; the message has the lines of that code."""
 
 
 def no_run(path: Path) -> ConfigError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convoy.named_files import read_file
-from trainer.errors import ConfigError, TrainerError, unknown_name
+from trainer.errors import ConfigError, TrainerError, UserCodeError, unknown_name
 
 _OURS = ("convoy", "trainer")
 """Packages whose code a run's record knows anyway."""
@@ -133,7 +133,7 @@ def user_errors(reference: str) -> Iterator[None]:
     except TrainerError:
         raise
     except (Exception, SystemExit) as error:
-        raise ConfigError(_describe(path.absolute(), error)) from error
+        raise UserCodeError(_describe(path.absolute(), error)) from error
 
 
 def describe_if_in(reference: str, error: Exception) -> str | None:
@@ -180,7 +180,7 @@ def _run_file(path: Path, source: bytes, sha256: str) -> Any:
         exec(compile(source, path, "exec"), module.__dict__)  # these bytes: the file may change after the digest
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ConfigError(_describe(path, error)) from error
+        raise UserCodeError(_describe(path, error)) from error
     return module
 
 

@@ -20,6 +20,7 @@ from trainer.errors import (
     Interrupted,
     PeerError,
     TrainerError,
+    UserCodeError,
 )
 
 
@@ -41,6 +42,17 @@ def test_an_error_is_one_line_with_its_code(
     kind: type[TrainerError], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert leave_with(kind("what was wrong: what to do"), capsys) == (code, "error: what was wrong: what to do\n")
+
+
+def test_a_line_break_in_a_name_makes_no_second_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (ConfigError("a\nb does not exist"), FileNotFoundError(errno.ENOENT, "does not exist", "a\nb")):
+        printed = leave_with(error, capsys)[1]
+        assert printed.startswith("error: a\N{REPLACEMENT CHARACTER}b")
+        assert printed.count("\n") == 1
+    assert leave_with(UserCodeError("net.py, line 2\n  1 / 0"), capsys)[1] == "error: net.py, line 2\n  1 / 0\n"
+    with pytest.raises(SystemExit, match="2"):
+        cli.train_command(["--config", "no\nsuch.toml"])
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_file_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
