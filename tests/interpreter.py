@@ -56,6 +56,9 @@ class Interpreter:
 
         Returns:
             the exit code, the output and the errors.
+
+        Raises:
+            TimeoutError: it has not ended in time.
         """
         (out, their_out), (err, their_err) = os.pipe(), os.pipe()
         request = json.dumps({"arguments": list(arguments), "cwd": str(cwd or Path.cwd()), "env": dict(env)})
@@ -63,7 +66,7 @@ class Interpreter:
         os.close(their_out)
         os.close(their_err)
         with ThreadPoolExecutor(2) as readers, open(out) as output, open(err) as errors:
-            pid = int(self._requests.recv(MAX_BYTES))
+            pid = self._answer()
             texts = [readers.submit(file.read) for file in (output, errors)]
             try:
                 printed, failed = [text.result(timeout_s) for text in texts]
@@ -72,8 +75,14 @@ class Interpreter:
                     os.killpg(pid, signal.SIGKILL)
                 raise
             finally:
-                code = os.waitstatus_to_exitcode(int(self._requests.recv(MAX_BYTES)))
+                code = os.waitstatus_to_exitcode(self._answer())
         return subprocess.CompletedProcess([sys.executable, *arguments], code, printed, failed)
+
+    def _answer(self) -> int:
+        answer = self._requests.recv(MAX_BYTES)
+        if not answer:
+            raise RuntimeError(f"the interpreter has ended: {self._process.communicate()[1].decode()}")
+        return int(answer)
 
 
 def serve_until_forked() -> list[str]:
