@@ -50,6 +50,7 @@ def test_a_roll_back_goes_to_what_served_before():
     choice = promote(None, 2, 4, present)
     choice = promote(choice, 3, 2, present)
     assert served_before(choice, 3, present) == [2, 4, 1]
+    assert served_before(choice, 3, [1, 3, 4]) == [4, 1], "2 is removed"
     choice = roll_back(choice, 2, 3, present)
     assert (first(choice, present), choice.describe()) == (2, "rolled back from version 3 to version 2")
     assert served_before(choice, 2, present) == [4, 1]
