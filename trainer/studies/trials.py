@@ -6,6 +6,7 @@ images, and interprets the results.
 
 import gc
 import hashlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -185,8 +186,10 @@ def _train_group(context: TrialContext, group: list[Trial], folder: StudyFolder)
         fresh = []
     together: dict[Path, TrainedTrial] = {}
     if len(fresh) > 1:
-        checkpoints = Checkpoints(folder.path / _group_name([trial for trial, _ in fresh]), print)
+        path = folder.path / _group_name([trial for trial, _ in fresh])
+        checkpoints = Checkpoints(path, print)
         errors = train_side_by_side([run for _, run in fresh], checkpoints, lambda line: print(line, flush=True))
+        shutil.rmtree(path, ignore_errors=True)  # each run has saved its own weights
         for (trial, run), error in zip(fresh, errors, strict=True):
             seconds = run.state.seconds
             together[trial.path] = TrainedTrial(trial, error or run, seconds, len(fresh))

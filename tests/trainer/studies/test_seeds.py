@@ -168,7 +168,10 @@ def test_no_training_loop_can_load_test_images(
         study_seeds(config)
 
 
-def test_seeds_side_by_side_have_the_weights_of_seeds_one_after_another(config: SeedsConfig, tmp_path: Path) -> None:
+def test_seeds_side_by_side_have_the_weights_of_seeds_one_after_another(
+    config: SeedsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.studies.branches.SAVE_EVERY_S", 0.0)
     alone, together = tmp_path / "runs/study", tmp_path / "other/study"
     few = replace(config, runs=2, set=("global_batch_size=500",), network="lecture")
     study_seeds(few)
@@ -177,6 +180,7 @@ def test_seeds_side_by_side_have_the_weights_of_seeds_one_after_another(config: 
     assert [result["weights_sha256"] for result in found[0]] == [result["weights_sha256"] for result in found[1]]
     assert [[result["stacked"] for result in results] for results in found] == [[1, 1], [2, 2]]
     assert {(result["model"], result["global_batch_size"]) for result in found[1]} == {("lecture", 500)}
+    assert not list(together.glob("side-by-side-*")), "the checkpoints of all go when each has its own"
     (together / "seed-1/result.json").unlink()  # as if the study had been stopped before this evaluation
     study_seeds(replace(few, stack=2, run_dir=together))
     assert read(together / "seed-1/result.json")["weights_sha256"] == found[0][1]["weights_sha256"]
