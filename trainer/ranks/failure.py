@@ -172,12 +172,13 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
     if holder != context.rank:
         raise PeerError(f"rank {holder} failed first") from None
     if has_lost_peer:
-        names = f": {peers.describe(lost)}" if lost else ""
+        names, cause = (f": {peers.describe(lost)}", "") if lost else ("", f" ({_first_sentence(error)})")
         message = (
             f"rank {context.rank} lost another rank{names}, which was killed or whose host is gone; "
-            f"the run can continue from its last checkpoint ({_first_sentence(error)})"
+            f"the run can continue from its last checkpoint{cause}"
         )
-        write_failure(context, message, kind="LostRank", trace=None, ranks=lost)
+        trace = "".join(traceback.format_exception(error))
+        write_failure(context, message, kind="LostRank", trace=trace, ranks=lost)
         raise TrainerError(message) from None
 
 

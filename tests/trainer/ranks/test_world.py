@@ -368,7 +368,10 @@ def body(world):
     errors = re.findall("^error: .*", done.stderr, re.MULTILINE)
     assert len(errors) == 1
     assert "error: rank 0 lost another rank: rank 1 (process" in errors[0]
-    assert json.loads((tmp_path / "failure.json").read_text())["ranks"] == [1]
+    assert errors[0].endswith("; the run can continue from its last checkpoint"), "gloo's own words say nothing more"
+    record = json.loads((tmp_path / "failure.json").read_text())
+    assert record["ranks"] == [1]
+    assert record["traceback"].startswith("Traceback ")
 
 
 @pytest.mark.slow
