@@ -61,7 +61,7 @@ class TrainConfig:
     global_batch_size: Annotated[int | None, option("INT", "the recipe's")] = None
     """Images per step, over all ranks together. The recipe's learning rates are scaled with it."""
     num_validation: Annotated[int | None, option("INT", "the recipe's")] = None
-    """Training images set aside for validation. 0: all are trained on, once the hyper-parameters are fixed."""
+    """Training images set aside for validation, at most a tenth. 0: none, once the hyper-parameters are fixed."""
     mirror: Annotated[bool | None, tyro.conf.DisallowNone, option("", "the recipe's")] = None
     """Mirror images at random. --no-mirror where left and right matter, as in letters, arrows and faces of clocks."""
     shift: Annotated[int | None, option("INT", "the recipe's")] = None
