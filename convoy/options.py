@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, get_args
 
 import tyro
 
@@ -86,7 +86,8 @@ def _numbers(options: Any) -> Iterator[tuple[str, int]]:
     """Yields the whole numbers among options, with the names of the options."""
     for setting in fields(options) if is_dataclass(options) else ():
         value = getattr(options, setting.name)
-        name = f"--{setting.name.replace('_', '-')}"
+        is_positional = tyro.conf.Positional in get_args(setting.type)
+        name = setting.name if is_positional else f"--{setting.name.replace('_', '-')}"
         yield from ((name, one) for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, int))
         yield from _numbers(value)
 

@@ -36,6 +36,7 @@ from convoy import cli
             "--seed -1" + 20 * "0" + ": must be a number of 64 bits, at most 9223372036854775",
         ),
         (f"study capacity --widths 8 1{20 * '0'}", f"--widths 1{20 * '0'}: must be a number of 64 bits"),
+        (f"jobs show 1{20 * '0'}", f"job 1{20 * '0'}: must be a number of 64 bits"),
         ("models pin", "missing NAME and VERSION: see convoy models pin --help"),
     ],
 )

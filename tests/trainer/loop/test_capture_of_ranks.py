@@ -1,11 +1,13 @@
 """Ranks agree on the capture of a CUDA graph: it is used on all of them or on none. In real processes, over gloo."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.trainer.ranks.test_world import run_ranks, values_of
+from tests.trainer.ranks import test_world
+from tests.trainer.ranks.test_world import RunRanks, values_of
+
+run_ranks = test_world.run_ranks  # the fixture
 
 BODY = """
 def body(world):
@@ -55,8 +57,8 @@ def body(world):
 """
 
 
-def run(failing: int, tmp_path: Path) -> list[list[object]]:
-    done = run_ranks(BODY.replace("FAILING", str(failing)), 2, tmp_path)
+def run(failing: int, run_ranks: RunRanks) -> list[list[object]]:
+    done = run_ranks(BODY.replace("FAILING", str(failing)), 2)
     assert done.returncode == 0, done.stderr
     values = sorted(values_of(done), key=str)
     assert all(isinstance(value, list) for value in values)
@@ -64,8 +66,8 @@ def run(failing: int, tmp_path: Path) -> list[list[object]]:
 
 
 @pytest.mark.slow
-def test_a_capture_that_fails_on_one_rank_is_used_on_none(tmp_path: Path) -> None:
-    (_, results, lines, reset, count), (_, others, their_lines, theirs_reset, their_count) = run(1, tmp_path)
+def test_a_capture_that_fails_on_one_rank_is_used_on_none(run_ranks: RunRanks) -> None:
+    (_, results, lines, reset, count), (_, others, their_lines, theirs_reset, their_count) = run(1, run_ranks)
     assert results == others == [[2.0, 1.0]] * 5, "all steps are eager, and add up the same numbers"
     assert isinstance(lines, list)
     assert lines == their_lines
