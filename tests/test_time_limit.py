@@ -51,6 +51,7 @@ def test_a_test_that_hangs_fails_and_the_next_ones_run(tmp_path: Path) -> None:
         "-m",
         "pytest",
         "-q",
+        "-rN",  # its summary repeats the failures, cut to the terminal's width except where CI is set
         "-p",
         "no:cacheprovider",
         "--rootdir",
