@@ -224,6 +224,7 @@ def test_a_terminal_shows_tables_and_bars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
     run("fetch", "tiny", "--data-dir", tmp_path)
     assert "tiny: ready" in capsys.readouterr().out
     run("list", "--data-dir", tmp_path)
