@@ -6,15 +6,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from trainer.kernels import norm_kernels as kernels
-from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, Share, empty_floats, empty_images, launch
+from trainer.kernels.launch import MERGE_BLOCK_CHANNELS, Pooling, Rows, Tiling, empty_floats, empty_images, launch
 from trainer.kernels.operations import Activation
 
-_STATISTICS = Share(2048, block_channels=32)
-_POOLED_STATISTICS = Share(1024, block_channels=64, programs=1024)
-_RESULTS = Share(4096, block_channels=128)
-_MAXIMA = Share(1024, block_channels=64, warps=8)
-_GRADIENT_SUMS = Share(2048, block_channels=64)
-_GRADIENTS = Share(2048, block_channels=128)
+_STATISTICS = Tiling(2048, block_channels=32)
+_POOLED_STATISTICS = Tiling(1024, block_channels=64, programs=1024)
+_RESULTS = Tiling(4096, block_channels=128)
+_MAXIMA = Tiling(1024, block_channels=64, warps=8)
+_GRADIENT_SUMS = Tiling(2048, block_channels=64)
+_GRADIENTS = Tiling(2048, block_channels=128)
 
 
 def norm_activation(
@@ -214,11 +214,11 @@ def add_up(partial: torch.Tensor) -> torch.Tensor:
 
 def _normalize(x: torch.Tensor, norm: torch.nn.BatchNorm2d, pooling: Pooling) -> tuple[torch.Tensor, ...]:
     """Pools x and updates the norm; returns pooled images, indices of maxima, means and inverse deviations."""
-    pooled, index, share = x, x, _STATISTICS
+    pooled, index, tiling = x, x, _STATISTICS
     if pooling.size > 1:
         pooled = empty_images(x, pooling.out_height, pooling.out_width)
-        index, share = torch.empty_like(pooled, dtype=torch.uint8), _POOLED_STATISTICS
-    work = _rows(pooled, share)
+        index, tiling = torch.empty_like(pooled, dtype=torch.uint8), _POOLED_STATISTICS
+    work = _rows(pooled, tiling)
     counts = empty_floats(x, work.programs)
     partial = empty_floats(x, 2, work.programs, work.channels)
     launch(
@@ -295,8 +295,8 @@ def _reduce(  # noqa: PLR0913 (of one kernel)
     return totals[0], totals[-1]
 
 
-def _rows(images: torch.Tensor, share: Share) -> Rows:
-    return Rows.of(images.numel() // images.size(1), images.size(1), share)
+def _rows(images: torch.Tensor, tiling: Tiling) -> Rows:
+    return Rows.of(images.numel() // images.size(1), images.size(1), tiling)
 
 
 def _channels_last(images: torch.Tensor) -> torch.Tensor:

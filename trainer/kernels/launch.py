@@ -1,4 +1,4 @@
-"""Starts kernels, and shares out a tensor for those of `norm_kernels`: blocks, programs, the window of a pooling."""
+"""Starts kernels, and cuts tensors in blocks for those of `norm_kernels`."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,8 +18,8 @@ Start = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """How a kernel shares out a tensor, on every GPU: the order of sums, and so a run's bits, depends on it.
+class Tiling:
+    """How a kernel cuts a tensor in blocks, on every GPU: the order of sums, and so a run's bits, depends on it.
 
     Args:
         block_size: values in a block, as many as its registers allow.
@@ -62,18 +62,18 @@ class Rows:
     warps: int
 
     @classmethod
-    def of(cls, rows: int, channels: int, share: Share) -> Self:
+    def of(cls, rows: int, channels: int, tiling: Tiling) -> Self:
         unit = 8 if channels % 8 == 0 else 1
-        block_channels = min(share.block_channels, power_of_two(channels))
+        block_channels = min(tiling.block_channels, power_of_two(channels))
         channel_blocks = math.ceil(channels / block_channels)
-        block_size = share.block_size
+        block_size = tiling.block_size
         while block_size > _MIN_BLOCK_SIZE and rows * channels < _MIN_BLOCKS * block_size:
             block_size //= 2
         block_rows = block_size // block_channels
         blocks = math.ceil(rows / block_rows)
-        programs = min(power_of_two(math.ceil(blocks / 2)), max(1, share.programs // power_of_two(channel_blocks)))
+        programs = min(power_of_two(math.ceil(blocks / 2)), max(1, tiling.programs // power_of_two(channel_blocks)))
         units = channels // unit
-        return cls(rows, units, unit, block_rows, block_channels, blocks, channel_blocks, programs, share.warps)
+        return cls(rows, units, unit, block_rows, block_channels, blocks, channel_blocks, programs, tiling.warps)
 
     @property
     def grid(self) -> tuple[int, int]:

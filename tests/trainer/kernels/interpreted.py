@@ -14,7 +14,7 @@ from trainer.data.augment import augment_batch, draw_params
 from trainer.data.augment.colour import jitter
 from trainer.kernels import batches, choice, fused, muon, updates
 from trainer.kernels import convolution as convolutions
-from trainer.kernels.launch import Share
+from trainer.kernels.launch import Tiling
 from trainer.kernels.operations import (
     Activation,
     conv_bias_gelu,
@@ -93,8 +93,8 @@ def test_norm_with_residual(activation: Activation) -> None:
 
 @pytest.mark.parametrize("pool", [1, 2])
 def test_norm_with_several_blocks_for_each_program(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for share in ("_STATISTICS", "_POOLED_STATISTICS", "_RESULTS", "_GRADIENT_SUMS", "_GRADIENTS"):
-        monkeypatch.setattr(fused, share, Share(64, block_channels=8, programs=2))
+    for name in ("_STATISTICS", "_POOLED_STATISTICS", "_RESULTS", "_GRADIENT_SUMS", "_GRADIENTS"):
+        monkeypatch.setattr(fused, name, Tiling(64, block_channels=8, programs=2))
     x, residual = images(3, 20, 6, 7), images(3, 20, 6, 7, seed=2) - 3 if pool == 1 else None
     ours = norm_step(x, "relu", pool, residual=residual)
     with choice.torch_only():
