@@ -10,7 +10,7 @@ from trainer.data.augment import draw_params
 from trainer.kernels.ahead import Compilation, is_cache_empty
 from trainer.kernels.choice import is_fusible, try_kernels
 from trainer.loop.run import Run
-from trainer.loop.samples import StepShare
+from trainer.loop.samples import share_of_step
 from trainer.loop.step import Batch
 from trainer.ranks.world import World
 
@@ -72,7 +72,7 @@ def compile_now(run: Run) -> None:
 def _batches(run: Run) -> Iterator[Batch]:
     """Yields this rank's part of a batch of each kind of step, of the usual size and of an epoch's last one."""
     device, dataset = run.world.device, run.dataset
-    shares = [StepShare.of(run, step) for step in (0, run.steps_per_epoch - 1)]
+    shares = [share_of_step(run, step) for step in (0, run.steps_per_epoch - 1)]
     for sizes, num_global in dict.fromkeys((share.sizes, share.num_images) for share in shares):
         size, image_size = sum(sizes), None if dataset.is_streamed else dataset.train.shape[1:]
         params = draw_params(run.recipe.augment, size, seed=0, epoch=0, image_size=image_size).to(device)

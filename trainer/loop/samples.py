@@ -8,33 +8,16 @@ import torch
 from trainer.data.augment import draw_crops, draw_params
 from trainer.data.order import balanced_order, dropout_seeds, epoch_order
 from trainer.loop.run import Run
-from trainer.loop.shards import share_of
+from trainer.loop.shards import Share, share_of
 from trainer.loop.step import Batch, StepKind
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepShare:
-    """A rank's part of a step's global batch.
-
-    Args:
-        part: its samples, in the epoch's order.
-        sizes: samples in each of the rank's shards, in order.
-        num_images: samples of the global batch, over all ranks.
-    """
-
-    part: slice
-    sizes: tuple[int, ...]
-    num_images: int
-
-    @classmethod
-    def of(cls, run: Run, step: int) -> Self:
-        """Returns this rank's part of a step; an epoch's last global batch may have fewer images."""
-        world, batch_size = run.world, run.recipe.global_batch_size
-        start = step % run.steps_per_epoch * batch_size
-        num_images = min(batch_size, len(run.train_indices) - start)
-        share = share_of(num_images, world.rank, world.num_computing, world.num_shards)
-        part = slice(start + share.part.start, start + share.part.stop)
-        return cls(part=part, sizes=share.sizes, num_images=num_images)
+def share_of_step(run: Run, step: int) -> Share:
+    """Returns this rank's part of a step; an epoch's last global batch may have fewer images."""
+    world, batch_size = run.world, run.recipe.global_batch_size
+    start = step % run.steps_per_epoch * batch_size
+    num_images = min(batch_size, len(run.train_indices) - start)
+    return share_of(num_images, world.rank, world.num_computing, world.num_shards, start=start)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +72,7 @@ class EpochSamples:
         moved: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in tensors.items()}
         return type(self)(**moved)
 
-    def batch(self, images: torch.Tensor, share: StepShare, lr_factor: torch.Tensor, kind: StepKind) -> Batch:
+    def batch(self, images: torch.Tensor, share: Share, lr_factor: torch.Tensor, kind: StepKind) -> Batch:
         """Returns this rank's part of a step.
 
         Args:

@@ -20,24 +20,30 @@ class Share:
     """A rank's part of a global batch.
 
     Args:
-        part: its images.
+        part: its images, in the epoch's order.
         sizes: images in each of the rank's shards, in order; some are 0 if there are fewer images than shards.
+        num_images: of the global batch, over all ranks.
     """
 
     part: slice
     sizes: tuple[int, ...]
+    num_images: int
 
 
-def share_of(num_images: int, rank: int, world_size: int, num_shards: int) -> Share:
+def share_of(num_images: int, rank: int, world_size: int, num_shards: int, *, start: int = 0) -> Share:
     """Returns a rank's part of a batch. The sizes of the shards depend on `num_images` and `num_shards` alone.
 
     A rank beyond `world_size` is a spare: it has one shard, without images.
+
+    Args:
+        start: of the batch, in the epoch's order.
     """
     if rank >= world_size:
-        return Share(slice(0, 0), (0,))
+        return Share(slice(0, 0), (0,), num_images)
     first, last = rank * num_shards // world_size, (rank + 1) * num_shards // world_size
     parts = [rank_share(num_images, shard, num_shards) for shard in range(first, last)]
-    return Share(slice(parts[0].start, parts[-1].stop), tuple(part.stop - part.start for part in parts))
+    sizes = tuple(part.stop - part.start for part in parts)
+    return Share(slice(start + parts[0].start, start + parts[-1].stop), sizes, num_images)
 
 
 class ShardSums:

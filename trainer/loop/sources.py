@@ -13,7 +13,7 @@ from trainer.data import ImageSet
 from trainer.data.folder.pipeline import ImageFiles
 from trainer.errors import ConfigError
 from trainer.loop.run import Run
-from trainer.loop.samples import EpochSamples, StepShare
+from trainer.loop.samples import EpochSamples, share_of_step
 from trainer.loop.step import Batch
 from trainer.loop.streamed import StreamedSource
 
@@ -53,16 +53,15 @@ class ResidentSource:
     Args:
         run: its training images are in memory, or mapped from a file.
         images: the training images on the device, if another source has them there.
-        draws_ahead: draws an epoch's samples while the one before is trained; by default for a GPU, which would wait.
 
     Raises:
         ConfigError: they do not fit in the GPU's memory.
     """
 
-    def __init__(self, run: Run, images: torch.Tensor | None = None, *, draws_ahead: bool | None = None) -> None:
+    def __init__(self, run: Run, images: torch.Tensor | None = None) -> None:
         self._run = run
         self.images = self._upload(cast(ImageSet, run.dataset.train)) if images is None else images
-        self._draws_ahead = run.world.device.type == "cuda" if draws_ahead is None else draws_ahead
+        self._draws_ahead = run.world.device.type == "cuda"  # which would wait for the next epoch's samples
         self._ahead: tuple[int, Future[EpochSamples]] | None = None
         self._epoch: int | None = None
 
@@ -83,7 +82,7 @@ class ResidentSource:
             self._epoch = epoch
             self._samples = self._draw(epoch).to(run.world.device)
             self._lr_factors = run.lr_factors(epoch)
-        return self._samples.batch(self.images, StepShare.of(run, step), self._lr_factors[number], run.kind_of(step))
+        return self._samples.batch(self.images, share_of_step(run, step), self._lr_factors[number], run.kind_of(step))
 
     def _draw(self, epoch: int) -> EpochSamples:
         ahead, self._ahead = self._ahead, None

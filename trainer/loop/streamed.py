@@ -13,7 +13,7 @@ import torch
 
 from trainer.data.folder.pipeline import DecodedBatch, DecodePool, ImageFiles
 from trainer.loop.run import Run
-from trainer.loop.samples import EpochSamples, StepShare
+from trainer.loop.samples import EpochSamples, share_of_step
 from trainer.loop.step import Batch
 
 _AHEAD_BYTES = 1 << 28
@@ -32,19 +32,16 @@ class StreamedSource:
     Args:
         run: its training images are `files`.
         files: the images, of which the recipe's random part is decoded.
-        num_workers: number of threads, which changes no batch; None for this rank's share of the CPUs. 0: each batch is
-            decoded when it is asked for.
     """
 
-    def __init__(self, run: Run, files: ImageFiles, num_workers: int | None = None) -> None:
+    def __init__(self, run: Run, files: ImageFiles) -> None:
         self._run, self._files = run, files
-        num_workers = run.world.num_cpus if num_workers is None else num_workers
-        self._pool = DecodePool(files, num_workers, pin_memory=run.world.device.type == "cuda")
-        self._num_ahead = _num_ahead(run) if num_workers else 0
+        self._pool = DecodePool(files, run.world.num_cpus, pin_memory=run.world.device.type == "cuda")
+        self._num_ahead = _num_ahead(run)
         self._epochs: dict[int, _Epoch] = {}
         self._begun: dict[int, DecodedBatch] = {}
         self._uploader = _Uploader(run.world.device) if run.world.device.type == "cuda" else None
-        self._waits = WaitRecord(num_workers)
+        self._waits = WaitRecord(run.world.num_cpus)
 
     def batch(self, step: int) -> Batch:
         """Returns the batch of a step, and begins to decode those of the next steps."""
@@ -60,7 +57,7 @@ class StreamedSource:
         if line := self._waits.advice(run.dataset.train.shape[1]):
             run.progress.log(line)
         drawn = self._epochs[epoch]
-        batch = drawn.samples.batch(images, StepShare.of(run, step), drawn.lr_factors[number], run.kind_of(step))
+        batch = drawn.samples.batch(images, share_of_step(run, step), drawn.lr_factors[number], run.kind_of(step))
         batch = replace(batch, indices=torch.arange(len(images)))
         return batch if self._uploader is None else self._uploader.upload(batch)
 
@@ -74,7 +71,7 @@ class StreamedSource:
         if epoch not in self._epochs:
             samples = EpochSamples.draw(self._run, epoch, sizes=self._files.sizes)
             self._epochs[epoch] = _Epoch(samples, self._run.lr_factors(epoch))
-        samples, part = self._epochs[epoch].samples, StepShare.of(self._run, step).part
+        samples, part = self._epochs[epoch].samples, share_of_step(self._run, step).part
         return self._pool.begin(samples.indices[part], None if samples.boxes is None else samples.boxes[part])
 
     def _forget_before(self, step: int) -> None:
@@ -118,11 +115,11 @@ class WaitRecord:
     """Measures for how much of its time the training waits for images.
 
     Args:
-        num_workers: number of threads that decode.
+        num_threads: number of threads that decode.
     """
 
-    def __init__(self, num_workers: int) -> None:
-        self._num_workers = num_workers
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
         self._waited_s = self._worked_s = 0.0
         self._left_at: float | None = None
         self._is_judged = False
@@ -152,7 +149,7 @@ class WaitRecord:
             return None
         return (
             f"the training waits for images for {100 * self._waited_s / total_s:.0f} % of its time, with "
-            f"{self._num_workers} thread{'s' if self._num_workers != 1 else ''} to decode them: give each rank more "
+            f"{self._num_threads} thread{'s' if self._num_threads != 1 else ''} to decode them: give each rank more "
             f"CPUs, or store smaller images (a shorter side of {2 * image_size} pixels suffices)"
         )
 

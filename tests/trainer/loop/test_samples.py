@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.loop.runs import SHORT, make_run
 from trainer.data import Dataset
-from trainer.loop.samples import EpochSamples, StepShare
+from trainer.loop.samples import EpochSamples, share_of_step
 from trainer.loop.shards import sum_in_tree
 from trainer.loop.step import StepKind
 from trainer.ranks.world import World
@@ -46,7 +46,7 @@ def sums_on_ranks(size: int, recipe: Recipe, dataset: Dataset, folder: Path, kin
         object.__setattr__(world, "recorded", recorded)
         run = make_run(recipe, dataset, folder / f"{size}", world=world)
         samples = EpochSamples.draw(run, epoch=1)
-        share = StepShare.of(run, 2)
+        share = share_of_step(run, 2)
         run.learner.step(samples.batch(dataset.train.images, share, torch.tensor(1.0), kind))
     return sum_in_tree(lambda rank: recorded[rank], size)
 
@@ -67,7 +67,7 @@ def test_ranks_that_share_a_batch_add_up_to_it(num_images: int, mini: Dataset, t
                 augment_params=torch.zeros(num_images, 6),
                 dropout_seeds=torch.zeros(num_images),
             )
-            share = StepShare.of(run, 0)
+            share = share_of_step(run, 0)
             run.learner.step(samples.batch(mini.train.images, share, torch.tensor(1.0), StepKind()))
         totals.append(torch.stack(sums).sum(dim=0))
     assert torch.allclose(totals[0], totals[1], atol=1e-5)

@@ -3,10 +3,9 @@
 The threads decide nothing: each image is decoded by its number and its box alone, into its place in the batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -46,17 +45,17 @@ class DecodedBatch:
     Args:
         images: uint8 `[B, C, H, W]`, into which the tasks decode. The channels of a pixel lie side by side, as decoders
             write them: the step, which copies the batch in any case, separates them.
-        tasks: either begun, or run one after the other by `result`.
+        tasks: begun, in the order of the images.
     """
 
-    def __init__(self, images: torch.Tensor, tasks: list["Future[None]"] | list[Callable[[], None]]) -> None:
+    def __init__(self, images: torch.Tensor, tasks: list["Future[None]"]) -> None:
         self._images = images
         self._tasks = tasks
 
     def is_ready(self, timeout_s: float = 0.0) -> bool:
         """Returns whether `result` need not wait for other threads, or has an error to raise; waits for that."""
-        begun = [task for task in self._tasks if isinstance(task, Future)]
-        return not begun or not wait(begun, timeout_s, return_when=FIRST_EXCEPTION).not_done or _has_failed(begun)
+        is_done = not wait(self._tasks, timeout_s, return_when=FIRST_EXCEPTION).not_done
+        return is_done or any(task.done() and task.exception() is not None for task in self._tasks)
 
     def result(self) -> torch.Tensor:
         """Waits for the images.
@@ -65,10 +64,7 @@ class DecodedBatch:
             DataError: an image cannot be decoded.
         """
         for task in self._tasks:
-            if isinstance(task, Future):
-                task.result()
-            else:
-                task()
+            task.result()
         self._tasks = []
         return self._images
 
@@ -78,15 +74,15 @@ class DecodePool:
 
     Args:
         files: the images.
-        num_workers: number of threads; 0 to decode in the thread that calls `DecodedBatch.result`.
+        num_threads: number of threads.
         pin_memory: decodes into memory from which a GPU copies by itself.
     """
 
-    def __init__(self, files: ImageFiles, num_workers: int, *, pin_memory: bool = False) -> None:
+    def __init__(self, files: ImageFiles, num_threads: int, *, pin_memory: bool = False) -> None:
         self._files = files
-        self._num_workers = num_workers
+        self._num_threads = num_threads
         self._pin_memory = pin_memory
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="decode") if num_workers else None
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="decode")
 
     def begin(self, indices: torch.Tensor, boxes: torch.Tensor | None = None) -> DecodedBatch:
         """Begins to decode a batch.
@@ -98,18 +94,15 @@ class DecodePool:
         num_channels, height, width = self._files.shape
         pixels = torch.empty(len(indices), height, width, num_channels, dtype=torch.uint8, pin_memory=self._pin_memory)
         images = pixels.permute(0, 3, 1, 2)
-        per_task = max(1, min(_MAX_PER_TASK, len(indices) // max(1, 2 * self._num_workers)))
+        per_task = max(1, min(_MAX_PER_TASK, len(indices) // (2 * self._num_threads)))
         chosen: list[Box | None] = [None] * len(indices) if boxes is None else [_box(row) for row in boxes.tolist()]
-        tasks: list[Callable[[], None]] = [
-            partial(self._decode, images[part], indices[part].tolist(), chosen[part])
-            for part in (slice(start, start + per_task) for start in range(0, len(indices), per_task))
-        ]
-        return DecodedBatch(images, tasks if self._pool is None else [self._pool.submit(task) for task in tasks])
+        parts = [slice(start, start + per_task) for start in range(0, len(indices), per_task)]
+        tasks = [self._pool.submit(self._decode, images[part], indices[part].tolist(), chosen[part]) for part in parts]
+        return DecodedBatch(images, tasks)
 
     def close(self) -> None:
         """Cancels what has not begun and waits for the rest."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
     def _decode(self, images: torch.Tensor, indices: list[int], boxes: Sequence[Box | None]) -> None:
         target = images.numpy()
@@ -117,19 +110,19 @@ class DecodePool:
             target[position] = self._files.decode(index, box)
 
 
-def decode_chunks(files: ImageFiles, indices: torch.Tensor, size: int, num_workers: int) -> Iterator[torch.Tensor]:
+def decode_chunks(files: ImageFiles, indices: torch.Tensor, size: int, num_threads: int) -> Iterator[torch.Tensor]:
     """Yields images as evaluation and serving prepare them, in order; decodes the next chunk while the caller works.
 
     Args:
         files: the images.
         indices: int64 `[N]`.
         size: number of images of a chunk; the last one may have fewer.
-        num_workers: number of threads.
+        num_threads: number of threads.
 
     Raises:
         DataError: an image cannot be decoded.
     """
-    with closing(DecodePool(files, num_workers)) as pool:
+    with closing(DecodePool(files, num_threads)) as pool:
         pending: DecodedBatch | None = None
         for start in range(0, len(indices), size):
             begun = pool.begin(indices[start : start + size])
@@ -143,7 +136,3 @@ def decode_chunks(files: ImageFiles, indices: torch.Tensor, size: int, num_worke
 def _box(row: list[float]) -> Box:
     top, left, height, width = row
     return top, left, height, width
-
-
-def _has_failed(tasks: list["Future[None]"]) -> bool:
-    return any(task.done() and task.exception() is not None for task in tasks)
