@@ -3,6 +3,7 @@
 import itertools
 import math
 import time
+from contextlib import nullcontext
 
 import torch
 
@@ -47,32 +48,29 @@ def fit(run: Run, stop: StopRequest, save_every: SaveInterval | None = None, sin
         CheckpointError: the run folder cannot be written, or the final weights cannot be saved.
         Interrupted: a signal came. The state is saved, unless a second signal asked to leave at once.
     """
-    if sinks is None:
-        with run.open_sinks() as own:
-            fit(run, stop, save_every, own)
-        return
-    loop = TrainingLoop(run, stop, save_every or SaveInterval(), sinks)
-    run.progress.start(step=run.state.step, num_steps=run.num_steps)
-    with stop.deferred():
-        try:
-            await_kernels(run)
-            while not run.is_trained:
-                with run.world.activity.computing():
-                    loop.train_epoch()
-                loop.end_epoch()
-                loop.save_or_stop()
-            loop.save_and_wait()
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(run, error) from error
-        except Exception as error:
-            if (of_user := _error_in_user_code(run, error)) is not None:
-                raise of_user from error
-            raise
-        finally:
-            run.world.activity.timeout_s = SLOW_PHASE_TIMEOUT_S
-            run.progress.stop()
-            run.learner.release()
-            loop.close()
+    with run.open_sinks() if sinks is None else nullcontext(sinks) as open_sinks:
+        loop = TrainingLoop(run, stop, save_every or SaveInterval(), open_sinks)
+        run.progress.start(step=run.state.step, num_steps=run.num_steps)
+        with stop.deferred():
+            try:
+                await_kernels(run)
+                while not run.is_trained:
+                    with run.world.activity.computing():
+                        loop.train_epoch()
+                    loop.end_epoch()
+                    loop.save_or_stop()
+                loop.save_and_wait()
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(run, error) from error
+            except Exception as error:
+                if (of_user := _error_in_user_code(run, error)) is not None:
+                    raise of_user from error
+                raise
+            finally:
+                run.world.activity.timeout_s = SLOW_PHASE_TIMEOUT_S
+                run.progress.stop()
+                run.learner.release()
+                loop.close()
     if run.recipe.keep_best and run.state.best is not None:
         run.progress.log(f"the trained model has the weights of epoch {run.state.best.epoch} of {run.num_epochs_done}")
     run.use_final_weights()
