@@ -1,21 +1,12 @@
 """The number of steps that the training loop may queue on a GPU before their computation."""
 
 from collections import deque
-from collections.abc import Callable
-from typing import Protocol
 
 import torch
 
 MAX_STEPS_AHEAD = 2
 """Enough to keep a GPU busy while Python prepares the next step. At least 2: with 1, a rank would wait on the GPU for a
 rank that hangs, where the watchdog does not look, before it waits for it in the next step's collective."""
-
-
-class Event(Protocol):
-    """A mark in the work that is queued on a GPU, as `torch.cuda.Event`."""
-
-    def record(self) -> None: ...
-    def synchronize(self) -> None: ...
 
 
 class LookAhead:
@@ -26,16 +17,12 @@ class LookAhead:
     patience, and the loop would measure the time of queueing a step.
 
     The wait keeps a CPU busy, as all waits for a GPU do: the watchdog counts an idle process as hung.
-
-    Args:
-        make_event: returns a new event on the current stream.
     """
 
-    def __init__(self, device: torch.device, make_event: Callable[[], Event] = torch.cuda.Event) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.num_steps = MAX_STEPS_AHEAD if device.type == "cuda" else 0
         """Steps that may be queued."""
-        self._make_event = make_event
-        self._queued: deque[Event] = deque()
+        self._queued: deque[torch.cuda.Event] = deque()
 
     @property
     def is_reached(self) -> bool:
@@ -47,7 +34,7 @@ class LookAhead:
         if not self.num_steps:
             return
         # An event that was waited for marks a step that is over, so that it can mark another one.
-        event = self._queued.popleft() if len(self._queued) > self.num_steps else self._make_event()
+        event = self._queued.popleft() if len(self._queued) > self.num_steps else torch.cuda.Event()
         event.record()
         self._queued.append(event)
         if len(self._queued) > self.num_steps:

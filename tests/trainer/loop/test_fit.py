@@ -221,7 +221,8 @@ def test_a_loss_that_is_read_late_is_named_before_the_weights_that_it_spoilt(
     mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: SaveInterval
 ) -> None:
     """As on a GPU, where a loss is read when a log line or a checkpoint is due, or when the run is stopped."""
-    monkeypatch.setattr("trainer.loop.fit.LookAhead", lambda _: LookAhead(torch.device("cuda"), FakeGpu().event))
+    monkeypatch.setattr(torch.cuda, "Event", FakeGpu().event)
+    monkeypatch.setattr("trainer.loop.fit.LookAhead", lambda _: LookAhead(torch.device("cuda")))
     run = make_run(SHORT, mini, tmp_path / "run")
     with StopRequest() as stop:
         step = run.learner.step

@@ -35,9 +35,10 @@ class FakeEvent:
         self._gpu.num_computed = max(self._gpu.num_computed, self._marked)
 
 
-def test_the_loop_is_never_more_than_two_steps_ahead() -> None:
+def test_the_loop_is_never_more_than_two_steps_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu()
-    look_ahead = LookAhead(torch.device("cuda"), gpu.event)
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    look_ahead = LookAhead(torch.device("cuda"))
     ahead, reached = [], []
     for _ in range(20):
         gpu.num_queued += 1
@@ -49,8 +50,9 @@ def test_the_loop_is_never_more_than_two_steps_ahead() -> None:
     assert gpu.num_events == MAX_STEPS_AHEAD + 1, "events are used again"
 
 
-def test_a_cpu_is_not_waited_for() -> None:
-    look_ahead = LookAhead(torch.device("cpu"), lambda: pytest.fail("an event on a CPU"))
+def test_a_cpu_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", lambda: pytest.fail("an event on a CPU"))
+    look_ahead = LookAhead(torch.device("cpu"))
     for _ in range(5):
         assert look_ahead.is_reached
         look_ahead.wait()
