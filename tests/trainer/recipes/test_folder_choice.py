@@ -1,6 +1,7 @@
 """The choice of a recipe for a folder, from facts alone."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_a_recipe_that_is_given_has_images_of_its_size(recipe: str | None, image
 def test_facts_choose(facts: dict[str, int], recipe: str, image_size: int) -> None:
     row = choose(FolderFacts(**facts))  # type: ignore[arg-type]
     assert (row.recipe, row.image_size) == (recipe, image_size)
+
+
+def test_the_package_is_recommended_where_it_would_change_the_choice() -> None:
+    facts = FolderFacts(num_training=700, short_side=375, has_gpu=False)
+    assert "pip install" in choose(facts).why
+    unfit: tuple[dict[str, Any], ...] = (
+        {"short_side": 64},
+        {"short_side": None},
+        {"has_package": True, "short_side": 64},
+    )
+    for no_use in unfit:
+        assert "pip install" not in choose(replace(facts, **no_use)).why
 
 
 def test_every_row_names_a_recipe_and_the_last_fits_everything() -> None:
