@@ -67,10 +67,10 @@ def _options_of_all_verbs() -> Any:
     from trainer.data.commands import COMMANDS as DATA_COMMANDS
     from trainer.local import LocalTrainConfig
     from trainer.service.commands import COMMANDS as JOBS_COMMANDS
-    from trainer.studies import STUDIES
+    from trainer.studies import STUDIES, load_study
     from trainer.watch import WatchConfig
 
-    studies = _subcommands({name: (study.config, study.summary) for name, study in STUDIES.items()})
+    studies = _subcommands({name: (load_study(name)[0], summary) for name, summary in STUDIES.items()})
     configs = {
         "train": LocalTrainConfig,
         "evaluate": EvaluateConfig,

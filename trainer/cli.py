@@ -22,7 +22,6 @@ from trainer.signals import StopRequest
 
 if TYPE_CHECKING:
     from trainer.config_file import CommandLine
-    from trainer.studies import Study
 
 # Set before torch is loaded: its warnings of lost connections are C++ stack traces, and our own line is enough.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -97,17 +96,18 @@ def watch_command(arguments: Sequence[str], prog: str) -> NoReturn:
 
 def study_command(arguments: Sequence[str], prog: str) -> int:
     """Runs one of the studies; also under torchrun."""
-    with lasting_imports():
-        from trainer.studies import STUDIES
+    from trainer.studies import STUDIES, load_study
 
-    def verb(name: str, study: "Study") -> Verb:
+    def verb(name: str, summary: str) -> Verb:
         def run(rest: Sequence[str]) -> NoReturn:
-            config = parse(study.config, rest, prog=f"{prog} {name}")
-            run_command(lambda: study.run(config))
+            with lasting_imports():
+                options, study = load_study(name)
+            config = parse(options, rest, prog=f"{prog} {name}")
+            run_command(lambda: study(config))
 
-        return Verb(study.summary, run)
+        return Verb(summary, run)
 
-    return run_verb(prog, {name: verb(name, study) for name, study in STUDIES.items()}, arguments, kind="study")
+    return run_verb(prog, {name: verb(name, summary) for name, summary in STUDIES.items()}, arguments, kind="study")
 
 
 def recipes_command(arguments: Sequence[str], prog: str) -> int:

@@ -147,6 +147,11 @@ def test_a_faulty_option_is_one_line(arguments: list[str], line: str, capsys: py
     assert printed.err.startswith(f"error: {line}")
 
 
+def test_the_list_of_studies_waits_for_no_import_of_torch() -> None:
+    code = "from trainer.cli import *; study_command(['--help'], ''); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("arguments", [["data", "list"], ["train", "--help"]])
 def test_a_closed_pipe_ends_it_quietly(arguments: list[str], unbuffered: str) -> None:

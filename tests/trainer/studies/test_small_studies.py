@@ -10,7 +10,7 @@ import torch
 from trainer.errors import ConfigError
 from trainer.models.lecture import LectureNet
 from trainer.report import figures
-from trainer.studies import STUDIES, chain_rule, frameworks, perceptron_page
+from trainer.studies import STUDIES, chain_rule, frameworks, load_study, perceptron_page
 from trainer.studies.chain_rule import by_autograd, by_differences, make_leaves, run_backward, run_forward
 from trainer.studies.flops import FlopsConfig, make_page, study_flops, training_gflops
 from trainer.studies.frameworks import check_calls, numpy_forward
@@ -81,11 +81,15 @@ def test_calls_of_the_lecture_are_looked_up_and_numpy_computes_the_net() -> None
     np.testing.assert_allclose(numpy_forward(net)(images.numpy()), expected, atol=1e-5)
 
 
+def test_each_study_has_a_command_line_and_a_function() -> None:
+    assert load_study("chain-rule") == (chain_rule.ChainRuleConfig, chain_rule.study_chain_rule)
+    assert all(run.__module__.startswith(options.__module__) for options, run in map(load_study, STUDIES))
+
+
 def test_a_study_writes_its_page(tmp_path: Path) -> None:
     study_flops(FlopsConfig(size=16, seconds=0.01, device="cpu", run_dir=tmp_path / "flops"))
     assert json.loads((tmp_path / "flops/result.json").read_text())["study"] == "flops"
     assert "<script" not in (tmp_path / "flops/report.html").read_text()
-    assert {"perceptron", "chain-rule", "flops", "frameworks"} <= STUDIES.keys()
 
 
 def test_figures_are_drawn_without_a_warning() -> None:
