@@ -19,6 +19,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from trainer.records.mistakes import Mistake
+
 LIGHT = {
     "paper": "#ffffff",
     "ink": "#1d2023",
@@ -93,20 +95,16 @@ class Curves:
         return float(self.epochs[-1]["step"] / self.epochs[-1]["epoch"])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mistake:
-    """A test image with a wrong prediction.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ReportedMistake(Mistake):
+    """A test image that the network classifies wrongly.
 
     Args:
         index: in the test set, counted from 0.
-        pixels: uint8 `[H, W]` or `[H, W, 3]`.
+        label_probability: the probability of the right class.
     """
 
     index: int
-    pixels: npt.NDArray[np.uint8]
-    label: str
-    predicted: str
-    confidence: float
     label_probability: float
 
 
@@ -211,7 +209,7 @@ def draw_confusion(confusion: npt.NDArray[np.int64], classes: tuple[str, ...]) -
     return figure
 
 
-def draw_mistakes(mistakes: list[Mistake]) -> Figure:
+def draw_mistakes(mistakes: list[ReportedMistake]) -> Figure:
     """Returns the mistakes as tiles, all on one set of axes: two dozen axes take a second to draw."""
     num_rows = max(1, -(-len(mistakes) // _TILES_PER_ROW))
     figure = Figure(figsize=(9.2, 1.62 * num_rows), layout="constrained")

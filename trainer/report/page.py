@@ -31,7 +31,7 @@ from trainer.records.origin import Origin
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.report import figures
-from trainer.report.figures import MAX_WRITTEN_CLASSES, Curves, Mistake, percent, shorten
+from trainer.report.figures import MAX_WRITTEN_CLASSES, Curves, ReportedMistake, percent, shorten
 from trainer.report.timeline import draw_cifar10_years
 
 NUM_MISTAKES = 24
@@ -163,7 +163,7 @@ def both_color_schemes(figure: Figure) -> dict[str, str]:
 
 
 def _write_figures(
-    folder: Path, curves: Curves, confusion: torch.Tensor, names: tuple[str, ...], mistakes: list[Mistake]
+    folder: Path, curves: Curves, confusion: torch.Tensor, names: tuple[str, ...], mistakes: list[ReportedMistake]
 ) -> None:
     folder.mkdir(exist_ok=True)
     drawings = {
@@ -205,11 +205,11 @@ def _seeds(result: Result) -> dict[str, Any] | None:
     }
 
 
-def _worst_mistakes(images: Images, evaluation: Evaluation, names: tuple[str, ...]) -> list[Mistake]:
+def _worst_mistakes(images: Images, evaluation: Evaluation, names: tuple[str, ...]) -> list[ReportedMistake]:
     """Returns the mistakes with the highest confidence, highest first."""
     worst = evaluation.worst_mistakes(NUM_MISTAKES)
     return [
-        Mistake(
+        ReportedMistake(
             index=index,
             pixels=_thumbnail(pixels),
             label=names[int(evaluation.labels[index])],

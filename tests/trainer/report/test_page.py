@@ -24,7 +24,7 @@ from trainer.evaluation.recall import balanced_accuracy
 from trainer.recipes import RECIPES
 from trainer.records.fingerprint import Fingerprint
 from trainer.records.result import Result
-from trainer.report.figures import Curves, Mistake, draw_curves, draw_mistakes, percent, style
+from trainer.report.figures import Curves, ReportedMistake, draw_curves, draw_mistakes, percent, style
 from trainer.report.page import MIN_POINT_IMAGES, NUM_MISTAKES, NUM_PAIRS, groups, write_report
 
 MACHINE = {"device": "a <fast> one", "cpus": 2, "python": "3.11.7", "torch": "2.15.0"}
@@ -359,7 +359,7 @@ def test_figures_are_written_in_both_formats(tmp_path: Path, num_classes: int) -
 
 
 def test_names_below_mistakes_do_not_run_into_each_other() -> None:
-    shown = Mistake(
+    shown = ReportedMistake(
         index=0,
         pixels=np.zeros((8, 8), np.uint8),
         label="n01530575 brambling",
