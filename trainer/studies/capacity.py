@@ -62,14 +62,14 @@ def study_capacity(config: CapacityConfig) -> None:
         ConfigError: a value is out of range.
     """
     _check(config)
-    with World.join("cpu") as world, StudyFolder.open("capacity", config, config.run_dir, world) as folder:
+    with World.join("cpu") as world, StudyFolder.open("capacity", config, world) as folder:
         torch.set_num_threads(1)  # the networks are too small for several threads
         if world.is_main:
             print(_describe(config, folder), flush=True)
         polynomials = fit_polynomials(config.num_points, config.noise, config.repeats, config.seed)
         networks = _train_networks(config, folder, world)
         if world.is_main:
-            print(f"report: {write_page(folder, make_page(polynomials, networks, config.label_noise))}")
+            write_page(folder, make_page(polynomials, networks, config.label_noise))
 
 
 def _check(config: CapacityConfig) -> None:

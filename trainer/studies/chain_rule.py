@@ -66,9 +66,9 @@ LEAVES = {"x": (3,), "W1": (4, 3), "W2": (2, 4), "t": (2,)}
 
 def study_chain_rule(config: ChainRuleConfig) -> None:
     """Runs `python -m trainer study chain-rule`."""
-    with World.join("cpu") as world, StudyFolder.open("chain-rule", config, config.run_dir, world) as folder:
+    with World.join("cpu") as world, StudyFolder.open("chain-rule", config, world) as folder:
         if world.is_main:
-            print(f"report: {write_page(folder, make_page(make_leaves(config.seed)))}")
+            write_page(folder, make_page(make_leaves(config.seed)))
 
 
 def make_leaves(seed: int) -> Tensors:

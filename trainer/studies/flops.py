@@ -54,10 +54,10 @@ def study_flops(config: FlopsConfig) -> None:
     """
     if config.size < 1 or config.seconds <= 0 or (config.price is not None and config.price <= 0):
         raise ConfigError("--size must be at least 1, --seconds and --price more than 0")
-    with World.join(config.device) as world, StudyFolder.open("flops", config, config.run_dir, world) as folder:
+    with World.join(config.device) as world, StudyFolder.open("flops", config, world) as folder:
         if world.is_main:
             gflops = measure_gflops(world.device, config.size, config.seconds)
-            print(f"report: {write_page(folder, make_page(gflops, config.price))}")
+            write_page(folder, make_page(gflops, config.price))
 
 
 def measure_gflops(device: torch.device, size: int, seconds: float) -> float:

@@ -33,19 +33,18 @@ class StudyFolder:
 
     @classmethod
     @contextmanager
-    def open(cls, name: str, config: Any, run_dir: Path | None, world: World) -> Iterator["StudyFolder"]:
+    def open(cls, name: str, config: Any, world: World) -> Iterator["StudyFolder"]:
         """Creates the folder or opens that of the same study, and locks it. All ranks call this.
 
         Args:
-            config: the command line, a dataclass. A study is continued with the same options only, except where it
-                runs and how many runs it has.
-            run_dir: the folder, or None for a new one in `runs/`.
+            config: the command line, a dataclass; its `run_dir` is the folder, or None for a new one in `runs/`. A
+                study is continued with the same options only, except where it runs and how many runs it has.
 
         Raises:
             ConfigError: the folder holds something else.
             CheckpointError: the folder cannot be written.
         """
-        path = world.broadcast_object(run_dir or (create_in_runs(f"study-{name}") if world.is_main else RUNS))
+        path = world.broadcast_object(config.run_dir or (create_in_runs(f"study-{name}") if world.is_main else RUNS))
         folder = cls(path, name)
         if world.is_main:
             options = {field: value for field, value in asdict(config).items() if field not in _FREE_OPTIONS}

@@ -52,10 +52,10 @@ def study_frameworks(config: FrameworksConfig) -> None:
     """
     if config.batch_size < 1 or config.seconds <= 0:
         raise ConfigError("--batch-size must be at least 1, --seconds more than 0")
-    with World.join("cpu") as world, StudyFolder.open("frameworks", config, config.run_dir, world) as folder:
+    with World.join("cpu") as world, StudyFolder.open("frameworks", config, world) as folder:
         if world.is_main:
             page = make_page(check_calls(), *time_forward(config.batch_size, config.seconds), config.batch_size)
-            print(f"report: {write_page(folder, page)}")
+            write_page(folder, page)
 
 
 def check_calls() -> list[tuple[str, bool, str]]:

@@ -73,11 +73,8 @@ class Page:
     result: dict[str, Any]
 
 
-def write_page(folder: StudyFolder, page: Page) -> Path:
+def write_page(folder: StudyFolder, page: Page) -> None:
     """Draws and writes all figures, tables, `report.html` and `result.json`, and prints the most important finding.
-
-    Returns:
-        The path of `report.html`.
 
     Raises:
         CheckpointError: a file cannot be written.
@@ -91,8 +88,7 @@ def write_page(folder: StudyFolder, page: Page) -> Path:
         path = folder.path / "report.html"
         write_atomically(path, _to_html(folder, page, drawings).encode())
         _write_result(folder, page)
-    print(page.findings[0])
-    return path
+    print(f"{page.findings[0]}\nreport: {path}")
 
 
 def _write_figure(folder: StudyFolder, figure: CaptionedFigure) -> dict[str, dict[str, str]]:

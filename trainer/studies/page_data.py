@@ -14,10 +14,10 @@ import convoy.web
 from trainer.files import write_atomically
 from trainer.studies.capacity import CapacityConfig, first_points, true_function
 from trainer.studies.regression import RegressionConfig, make_people
+from trainer.studies.seeds_page import LECTURE
 
 PATH = Path(convoy.web.__file__).with_name("static") / "lecture_data.js"
 SEEDS = "seeds-mnist-2026-11-27.csv"
-LECTURE_SEEDS = {"worst": 1.3, "median": 1.0, "best": 0.82}
 NETWORKS = {
     "widths": [1, 2, 4, 8, 16, 32, 64, 128, 256],
     "train": [73.2, 53.73, 17.73, 6.4, 1.333, 0, 0, 0, 0],
@@ -41,7 +41,7 @@ def make_data(results: Path) -> dict[str, Any]:
         "people": {"ages": _rounded(ages, 3), "pressures": _rounded(pressures, 3)},
         "points": {"x": _rounded(x, 5), "z": _rounded((y - true_function(x)) / capacity.noise, 5)},
         "seeds": errors,
-        "lectureSeeds": LECTURE_SEEDS,
+        "lectureSeeds": LECTURE,
         "networks": NETWORKS,
     }
 

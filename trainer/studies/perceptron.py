@@ -54,14 +54,14 @@ def study_perceptron(config: PerceptronConfig) -> None:
     """
     if min(config.num_points, config.passes, config.filters, config.epochs) < 1:
         raise ConfigError("--num-points, --passes, --filters and --epochs must be at least 1")
-    with World.join("cpu") as world, StudyFolder.open("perceptron", config, config.run_dir, world) as folder:
+    with World.join("cpu") as world, StudyFolder.open("perceptron", config, world) as folder:
         if not world.is_main:
             return  # one rank suffices
         torch.set_num_threads(1)  # the networks are too small for several threads
         separable = train_perceptron(*make_separable(config.num_points, config.seed), passes=config.passes)
         exclusive_or = train_perceptron(*make_exclusive_or(), passes=config.passes)
         letters = train_on_letters(filters=config.filters, epochs=config.epochs, seed=config.seed)
-        print(f"report: {write_page(folder, make_page(separable, exclusive_or, letters))}")
+        write_page(folder, make_page(separable, exclusive_or, letters))
 
 
 def make_separable(number: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,13 +46,13 @@ def study_regression(config: RegressionConfig) -> None:
     """
     if config.num_people < 3 or config.noise < 0 or config.epochs < 1:
         raise ConfigError("--num-people must be at least 3, --noise must not be negative, --epochs must be at least 1")
-    with World.join("cpu") as world, StudyFolder.open("regression", config, config.run_dir, world) as folder:
+    with World.join("cpu") as world, StudyFolder.open("regression", config, world) as folder:
         if not world.is_main:
             return  # one rank suffices
         ages, pressures = make_people(config.num_people, config.noise, config.seed)
         least_squares = fit_closed_form(ages, pressures)
         sgd = fit_by_sgd(ages, pressures, epochs=config.epochs, seed=config.seed)
-        print(f"report: {write_page(folder, make_page(ages, pressures, least_squares, sgd, TRUE_LINE))}")
+        write_page(folder, make_page(ages, pressures, least_squares, sgd, TRUE_LINE))
 
 
 def make_people(num_people: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

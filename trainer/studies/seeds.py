@@ -77,7 +77,7 @@ def study_seeds(config: SeedsConfig) -> None:
         context = TrialContext(
             world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
         )
-        with StudyFolder.open("seeds", config, config.run_dir, world) as folder, explain_interruption(folder):
+        with StudyFolder.open("seeds", config, world) as folder, explain_interruption(folder):
             known = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/config.json")]
             check_known(context, [Trial(recipe, trial.fingerprint.seed, trial.path) for trial in known])
             if world.is_main:
@@ -86,7 +86,7 @@ def study_seeds(config: SeedsConfig) -> None:
             wait_for_trials(world, [_trial_path(folder, seed) for seed in seeds], _is_done)
             if world.is_main:
                 results = _collect_results(folder)
-                print(f"report: {write_page(folder, make_page(recipe, results))}")
+                write_page(folder, make_page(recipe, results))
 
 
 def _warn_of_missing_evaluations(trials: list[RunFolder], log: Callable[[str], None]) -> None:

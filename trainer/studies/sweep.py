@@ -103,7 +103,7 @@ def study_sweep(config: SweepConfig) -> None:
         for recipe in {json.dumps(values): recipe for values, recipe in different}.values():
             build_trial(context, Trial(recipe, 0, Path("candidate")), will_train=False)
         trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
-        with StudyFolder.open("sweep", config, config.run_dir, world) as folder, explain_interruption(folder):
+        with StudyFolder.open("sweep", config, world) as folder, explain_interruption(folder):
             progress.log(f"study folder {folder.path}")
             check_known(context, [Trial(recipes[n], seed, _trial_path(folder, n, seed)) for n, seed in trials])
             _train(
@@ -118,7 +118,7 @@ def study_sweep(config: SweepConfig) -> None:
                 page = make_page(base, candidates, results, partial(training_command, config))
                 if page.result["command"]:
                     print(f"to train with the best values: {page.result['command']}")
-                print(f"report: {write_page(folder, page)}")
+                write_page(folder, page)
 
 
 def training_command(config: SweepConfig, candidate: Candidate) -> str:

@@ -97,7 +97,7 @@ def study_zoo(config: ZooConfig) -> None:
         ConfigError: a network is unknown, or the batch sizes do not rise.
     """
     _check(config)
-    with World.join("cpu") as world, StudyFolder.open("zoo", config, config.run_dir, world) as folder:
+    with World.join("cpu") as world, StudyFolder.open("zoo", config, world) as folder:
         if not world.is_main:
             return  # ranks that measure at the same time would slow each other down
         print(_describe(config, folder), flush=True)
@@ -112,7 +112,7 @@ def study_zoo(config: ZooConfig) -> None:
             _measure_all(folder, config, f"small {name}", partial(_build_small, name), 32)
         times = {key: value for key, value in folder.results().items() if value is not None}
         page = make_page(originals, small, num_evaluations, times, list(config.runtimes))
-        print(f"report: {write_page(folder, page)}")
+        write_page(folder, page)
 
 
 def _check(config: ZooConfig) -> None:

@@ -55,9 +55,8 @@ def test_runs_and_studies_that_begin_in_the_same_second_get_a_folder_each(
     assert first.path.name == "mnist-20261126T120000Z-s0"
     assert second.path.name == "mnist-20261126T120000Z-s0-2"
     enter(TrainConfig(run_dir=first.path), RECIPE, mini, ALONE)
-    study = SweepConfig()
     for name in ("study-sweep-20261126T120000Z", "study-sweep-20261126T120000Z-2"):
-        with StudyFolder.open("sweep", study, None, ALONE) as folder:
+        with StudyFolder.open("sweep", SweepConfig(), ALONE) as folder:
             assert folder.path == Path("runs") / name
 
 
