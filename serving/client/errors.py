@@ -14,6 +14,7 @@ _NO_CONNECTION = (
 )
 """First words of the details of an UNAVAILABLE that gRPC's core raises because it has no connection."""
 _NOBODY_LISTENS = ("Connection refused", "No such file or directory")
+_UNKNOWN_AUTHORITY = ("self signed certificate", "certificate in certificate chain", "local issuer certificate")
 _CLIENT_DEADLINE = ("Deadline Exceeded", "Stream removed (Deadline Exceeded)")
 """The details of a DEADLINE_EXCEEDED that the client's own gRPC core raises, before and after a response has begun."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -71,7 +72,9 @@ def _no_connection(target: str, details: str) -> str:
     if "WRONG_VERSION_NUMBER" in reason:
         return f"no TLS connection to {target}: what listens there does not use TLS"
     if "handshake" in reason.lower() or "CERTIFICATE" in reason:
-        return f"no TLS connection to {target}: {reason.rpartition('OPENSSL_internal:')[2].removesuffix(': OK')}"
+        reason = reason.rpartition("OPENSSL_internal:")[2].removesuffix(": OK")
+        hint = "; name its authority by --tls-ca (in Python, Tls(ca=…))" if reason.endswith(_UNKNOWN_AUTHORITY) else ""
+        return f"no TLS connection to {target}: {reason}{hint}"
     if "resolving" in details or "DNS" in details:
         return f"cannot resolve {target}: {reason.rpartition(': ')[2].rstrip(']')}"
     reason = reason.rpartition(": ")[2].partition(" (")[0]

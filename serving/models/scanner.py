@@ -78,7 +78,9 @@ def check_repository(path: Path) -> RepositoryFolders:
         folders = scan_repository(path)
         is_model = not folders.models and _looks_like_model(path)
     except FileNotFoundError as error:
-        raise StartupError(f"there is no model repository {path}") from error
+        raise StartupError(
+            f"there is no model repository {path}: give the folder to which trainings export, models/ by default"
+        ) from error
     except NotADirectoryError as error:
         raise StartupError(f"the model repository {path} is not a folder") from error
     except OSError as error:
