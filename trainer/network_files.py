@@ -14,7 +14,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.files import sha256_of_file, write_atomically
 from trainer.paths import image_folder
 from trainer.recipes import PRETRAINED_PREFIX, Recipe
-from trainer.user_code import imported_beside, is_reference, sources_sha256
+from trainer.user_code import imported_beside, is_reference, sources_sha256, split_reference
 
 PACKAGE_PREFIX = "package:"
 """Before the name of an installed Python package that holds a file of weights."""
@@ -32,9 +32,9 @@ def with_files(recipe: Recipe) -> Recipe:
     """
     digests = {kind: digest for kind, digest in recipe.file_sha256.items() if kind not in ("network", "weights")}
     if is_reference(recipe.network):
-        path, name = _split(recipe.network)
+        path, name = split_reference(recipe.network)
         digests["network"] = sources_sha256(path)
-        recipe = replace(recipe, network=f"{path}:{name}")
+        recipe = replace(recipe, network=f"{path.absolute()}:{name}")
     if recipe.weights is not None:
         path = _weights_file(recipe)
         digests["weights"] = _sha256_of_weights(path)
@@ -63,7 +63,7 @@ def without_paths(recipe: Recipe) -> Recipe:
     """Returns the recipe as the record of a run has it: the places of its files decide nothing."""
     network = recipe.network
     if is_reference(network):
-        path, name = _split(network)
+        path, name = split_reference(network)
         network = f"{path.name}:{name}"
     return replace(recipe, network=network, weights=None)
 
@@ -76,7 +76,7 @@ def keep_network(recipe: Recipe, run_folder: Path) -> None:
     """
     if not is_reference(recipe.network):
         return
-    path, _ = _split(recipe.network)
+    path, _ = split_reference(recipe.network)
     for file in (path, *imported_beside(path)):
         copy = run_folder / FOLDER / file.relative_to(path.parent)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def find_network(recipe: Recipe, run_folder: Path) -> Recipe:
     """
     if not is_reference(recipe.network):
         return recipe
-    path, name = _split(str(run_folder / FOLDER / recipe.network))
+    path, name = split_reference(str(run_folder.absolute() / FOLDER / recipe.network))
     if sources_sha256(path) != recipe.file_sha256.get("network"):
         raise ConfigError(f"{path.parent} is not the network that was trained: restore the files of this run")
     return replace(recipe, network=f"{path}:{name}")
@@ -100,13 +100,6 @@ def find_network(recipe: Recipe, run_folder: Path) -> Recipe:
 def has_weights(recipe: Recipe) -> bool:
     """Returns whether the training started from a file of weights, which the record of a run knows by its digest."""
     return "weights" in recipe.file_sha256
-
-
-def _split(reference: str) -> tuple[Path, str]:
-    path, _, name = reference.rpartition(":")
-    if not path.endswith(".py"):
-        raise ConfigError(f"--network {reference}: name a class or a function of the file, as in {reference}:MyNet")
-    return Path(path).expanduser().absolute(), name
 
 
 def _weights_file(recipe: Recipe) -> Path:

@@ -40,7 +40,7 @@ def load_object(reference: str) -> tuple[Any, str]:
     Raises:
         ConfigError: there is no such file or object, or the file cannot be run; the message names file and line.
     """
-    path, name = _split(reference)
+    path, name = split_reference(reference)
     source, sha256 = _read(path), sources_sha256(path)
     found: Any = _run_file(path.absolute(), source, sha256)
     for part in name.split("."):
@@ -127,7 +127,7 @@ def user_errors(reference: str) -> Iterator[None]:
     Raises:
         ConfigError: the user's code failed.
     """
-    path, _ = _split(reference)
+    path, _ = split_reference(reference)
     try:
         yield
     except TrainerError:
@@ -152,13 +152,18 @@ def line_in(reference: str, error: BaseException) -> str | None:
     Args:
         reference: as in `describe_if_in`.
     """
-    path, _ = _split(reference)
+    path, _ = split_reference(reference)
     files = {str(file) for file in (path.absolute(), *imported_beside(path))}
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
     return f"{frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name}" if frames else None
 
 
-def _split(reference: str) -> tuple[Path, str]:
+def split_reference(reference: str) -> tuple[Path, str]:
+    """Returns the file and the object that a reference names.
+
+    Raises:
+        ConfigError: it names no file, or no object of it.
+    """
     path, _, name = reference.rpartition(":")
     if not path.endswith(".py") or not name:
         example = reference if reference.endswith(".py") else "my_file.py"

@@ -49,7 +49,7 @@ def test_a_file_takes_the_place_of_torchvisions_download(tmp_path: Path) -> None
             "starts from weights of torchvision:resnet18: give --weights",
         ),
         ("mnist", {"weights": "model.onnx"}, "must be a file with one of the suffixes .pth, .pt, .safetensors"),
-        ("mnist", {"network": "my_net.py"}, r"name a class or a function of the file, as in my_net\.py:MyNet"),
+        ("mnist", {"network": "my_net.py"}, r"^my_net\.py: name a file and an object of it, such as my_net\.py:NAME"),
         ("mnist", {"network": "missing.py:MyNet"}, r"cannot read .*missing\.py: No such file or directory"),
     ],
 )
