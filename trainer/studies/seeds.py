@@ -13,15 +13,12 @@ from typing import Annotated
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
 from trainer.data import Dataset
-from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, DivergenceError, writing
 from trainer.evaluation.ledger import Ledger
 from trainer.files import write_json
 from trainer.paths import RESULT_FILE
-from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
-from trainer.recipes import Recipe
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder
 from trainer.results import evaluate_on_test_set, summarize, validate
@@ -72,18 +69,16 @@ def study_seeds(config: SeedsConfig) -> None:
         seeds = list(range(config.first_seed, config.first_seed + config.runs))
         details = f"seeds {seeds[0]} to {seeds[-1]}, each evaluated once on the test images; --runs asks for fewer"
         progress.log(describe_plan([recipe], config.runs, details))
-        options = FolderOptions(image_size=config.image_size, skip_bad_images=config.skip_bad_images)
-        dataset = load(recipe, options, config.data_dir, world, progress.log)
-        context = TrialContext(
-            world=world, dataset=dataset, image_size=config.image_size, progress=Progress(is_main=False), stop=stop
-        )
+        dataset, silent = config.load(recipe, world, progress.log), Progress(is_main=False)
+        context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=silent, stop=stop)
         with StudyFolder.open("seeds", config, world) as folder, explain_interruption(folder):
             known = [RunFolder.read(path.parent) for path in folder.path.glob("seed-*/config.json")]
             check_known(context, [Trial(recipe, trial.fingerprint.seed, trial.path) for trial in known])
             if world.is_main:
                 _warn_of_missing_evaluations(known, progress.log)
-            _train_all(seeds[world.rank :: world.size], config.stack, recipe, context, folder)
-            wait_for_trials(world, [_trial_path(folder, seed) for seed in seeds], _is_done)
+            trials = [Trial(recipe, seed, folder.path / f"seed-{seed}") for seed in seeds]
+            _train_all(trials[world.rank :: world.size], config.stack, context, folder)
+            wait_for_trials(world, [trial.path for trial in trials], _is_done)
             if world.is_main:
                 results = _collect_results(folder)
                 write_page(folder, make_page(recipe, results))
@@ -100,17 +95,16 @@ def _warn_of_missing_evaluations(trials: list[RunFolder], log: Callable[[str], N
             log(f"warning: {missing}")
 
 
-def _train_all(seeds: list[int], most: int, recipe: Recipe, context: TrialContext, folder: StudyFolder) -> None:
-    """Trains and evaluates those of this rank's seeds that have no result yet.
+def _train_all(trials: list[Trial], most: int, context: TrialContext, folder: StudyFolder) -> None:
+    """Trains and evaluates those of this rank's trials that have no result yet.
 
     Args:
-        most: seeds that are trained side by side, 0 to choose.
+        most: trials that are trained side by side, 0 to choose.
     """
-    trials = [Trial(recipe, seed, _trial_path(folder, seed)) for seed in seeds]
     todo = [trial for trial in trials if not _is_done(trial.path)]
     began = time.monotonic()
-    if len(todo) < len(seeds):
-        print(f"{len(seeds) - len(todo)} of {len(seeds)} seeds are done already", flush=True)
+    if len(todo) < len(trials):
+        print(f"{len(trials) - len(todo)} of {len(trials)} seeds are done already", flush=True)
     for number, trained in enumerate(train_trials(context, todo, folder, most=most), start=1):
         seed = trained.trial.seed
         try:
@@ -171,10 +165,6 @@ def _collect_results(folder: StudyFolder) -> SeedResults:
         others=[entry for entry in entries if entry.weights_sha256 not in known],
         num_evaluations=len(ledger.entries(results[0].dataset_sha256)),
     )
-
-
-def _trial_path(folder: StudyFolder, seed: int) -> Path:
-    return folder.path / f"seed-{seed}"
 
 
 def _is_done(trial: Path) -> bool:

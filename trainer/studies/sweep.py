@@ -15,15 +15,12 @@ from typing import Annotated, Any
 from convoy.allocator import keep_freed_memory
 from convoy.options import option
 from trainer.data import without_test_images
-from trainer.data.folder.options import FolderOptions
 from trainer.errors import ConfigError, DivergenceError, reading, writing
 from trainer.evaluation.evaluate import evaluate
 from trainer.files import write_json
 from trainer.paths import default_data_dir
-from trainer.prepare import load
 from trainer.progress import Progress
 from trainer.ranks.world import World
-from trainer.recipes import Recipe
 from trainer.signals import StopRequest
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import write_page
@@ -94,25 +91,25 @@ def study_sweep(config: SweepConfig) -> None:
         seeds = f", from {config.seeds} seeds each" if config.seeds > 1 else ""
         details = f"{' '.join(config.grid)}{seeds}, ranked by validation images; --grid asks for other values"
         progress.log(describe_plan(recipes, config.seeds, details))
-        options = FolderOptions(image_size=config.image_size, skip_bad_images=config.skip_bad_images)
-        dataset = load(base, options, config.data_dir, world, progress.log)
-        dataset = without_test_images(dataset)
+        dataset = without_test_images(config.load(base, world, progress.log))
         context = TrialContext(world=world, dataset=dataset, image_size=config.image_size, progress=progress, stop=stop)
         # A network that takes no such images would end the sweep after hours. Learning rates change no network.
         different = zip(map(without_rates, candidates), recipes, strict=True)
         for recipe in {json.dumps(values): recipe for values, recipe in different}.values():
             build_trial(context, Trial(recipe, 0, Path("candidate")), will_train=False)
-        trials = [(number, seed) for number in range(len(candidates)) for seed in range(config.seeds)]
         with StudyFolder.open("sweep", config, world) as folder, explain_interruption(folder):
             progress.log(f"study folder {folder.path}")
-            check_known(context, [Trial(recipes[n], seed, _trial_path(folder, n, seed)) for n, seed in trials])
-            _train(
-                trials[world.rank :: world.size], list(zip(candidates, recipes, strict=True)), config, context, folder
-            )
-            paths = [_trial_path(folder, number, seed) for number, seed in trials]
-            wait_for_trials(world, paths, lambda trial: _result_path(trial).exists())
+            trials = [
+                Trial(recipe, seed, folder.path / f"candidate-{number}-s{seed}")
+                for number, recipe in enumerate(recipes)
+                for seed in range(config.seeds)
+            ]
+            check_known(context, trials)
+            candidate_of = {trial.path: candidates[at // config.seeds] for at, trial in enumerate(trials)}
+            _train(trials[world.rank :: world.size], candidate_of, config.stack, context, folder)
+            wait_for_trials(world, list(candidate_of), lambda trial: _result_path(trial).exists())
             if world.is_main:
-                results = [_read_result(folder, number, seed) for number, seed in trials]
+                results = [_read_result(trial.path, at // config.seeds) for at, trial in enumerate(trials)]
                 if all(result["diverged"] for result in results):
                     raise DivergenceError(f"all {len(candidates)} candidates diverged; try lower learning rates")
                 page = make_page(base, candidates, results, partial(training_command, config))
@@ -139,28 +136,20 @@ def training_command(config: SweepConfig, candidate: Candidate) -> str:
 
 
 def _train(
-    trials: list[tuple[int, int]],
-    candidates: list[tuple[Candidate, Recipe]],
-    config: SweepConfig,
-    context: TrialContext,
-    folder: StudyFolder,
+    trials: list[Trial], candidate_of: dict[Path, Candidate], most: int, context: TrialContext, folder: StudyFolder
 ) -> None:
     """Trains and validates those of this rank's trials that have no result yet.
 
     Args:
-        trials: each the number of a candidate, and a seed.
+        candidate_of: by the trial's path.
+        most: trials that are trained side by side, 0 to choose.
     """
-    number_of = {_trial_path(folder, number, seed): number for number, seed in trials}
-    todo = [
-        Trial(candidates[number][1], seed, path)
-        for number, seed in trials
-        if not _result_path(path := _trial_path(folder, number, seed)).exists()
-    ]
+    todo = [trial for trial in trials if not _result_path(trial.path).exists()]
     if len(todo) < len(trials):
         print(f"{len(trials) - len(todo)} of {len(trials)} trainings are done already", flush=True)
     began = time.monotonic()
-    for num_done, trained in enumerate(train_trials(context, todo, folder, most=config.stack), start=1):
-        outcome = _record(trained, candidates[number_of[trained.trial.path]][0], context)
+    for num_done, trained in enumerate(train_trials(context, todo, folder, most=most), start=1):
+        outcome = _record(trained, candidate_of[trained.trial.path], context)
         print(f"{outcome}; {describe_left(began, num_done, len(todo))}", flush=True)
 
 
@@ -181,15 +170,11 @@ def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) 
     return f"{describe_candidate(candidate)}, seed {trial.seed}: {outcome}"
 
 
-def _read_result(folder: StudyFolder, number: int, seed: int) -> dict[str, Any]:
-    path = _result_path(_trial_path(folder, number, seed))
+def _read_result(trial: Path, number: int) -> dict[str, Any]:
+    path = _result_path(trial)
     with reading(path):
         result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(path.read_text())}
     return result
-
-
-def _trial_path(folder: StudyFolder, number: int, seed: int) -> Path:
-    return folder.path / f"candidate-{number}-s{seed}"
 
 
 def _result_path(trial: Path) -> Path:

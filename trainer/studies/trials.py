@@ -21,10 +21,12 @@ from convoy.options import option
 from convoy.processes import describe_output_error
 from trainer.config import DeviceChoice, TrainConfig
 from trainer.data import Dataset, without_test_images
+from trainer.data.folder.options import FolderOptions
 from trainer.errors import CheckpointError, ConfigError, DivergenceError, Interrupted
 from trainer.loop.fit import fit
 from trainer.loop.run import Run, restore
 from trainer.paths import default_data_dir
+from trainer.prepare import load
 from trainer.progress import Progress, duration
 from trainer.ranks.world import World
 from trainer.recipes import Recipe
@@ -69,6 +71,11 @@ class TrialOptions:
     """Folder in which data sets are kept."""
     device: DeviceChoice = "auto"
     """auto uses the GPUs if there are any, one for each rank."""
+
+    def load(self, recipe: Recipe, world: World, log: Callable[[str], None]) -> Dataset:
+        """Loads a recipe's data set; see `prepare.load`."""
+        options = FolderOptions(image_size=self.image_size, skip_bad_images=self.skip_bad_images)
+        return load(recipe, options, self.data_dir, world, log)
 
     def training(self) -> TrainConfig:
         """Returns the options of a training, without --set: a study may have values of its own that come first."""
