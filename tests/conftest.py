@@ -176,6 +176,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"hosts were {less if why else 'network namespaces'}")
 
 
+def before_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Makes the next listing of a folder begin with `act`, as if another process did it at that moment."""
+    iterdir = Path.iterdir
+
+    def act_and_list(path: Path) -> Iterator[Path]:
+        monkeypatch.setattr(Path, "iterdir", iterdir)
+        act()
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", act_and_list)
+
+
 def fill(disk: Path) -> Path:
     """Fills the disk with one file, which the test can remove to make room again."""
     filler = disk / "filler"

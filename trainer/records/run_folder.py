@@ -169,7 +169,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            return None if not self.config_path.exists() and self._holds_other_files() else self.path
+            return None if self._holds_other_files() and not self.config_path.exists() else self.path
         except OSError:
             return None
 
@@ -219,10 +219,12 @@ class RunFolder:
 
     def _holds_this_run(self, resume: Resume) -> bool:
         """Returns whether the folder holds this run, or nothing yet. Raises ConfigError if it holds anything else."""
+        # Listed first: another process may write `config.json`, and then other files, at any moment.
+        has_files = self.path.exists() and self._holds_other_files()
         if self.config_path.exists():
             self._check_same_run(RunFolder.read(self.path), resume)
             return True
-        if self.path.exists() and self._holds_other_files():
+        if has_files:
             raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no run; choose another one")
         return False
 

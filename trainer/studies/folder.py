@@ -46,32 +46,49 @@ class StudyFolder:
         """
         path = world.broadcast_object(config.run_dir or (create_in_runs(f"study-{name}") if world.is_main else RUNS))
         folder = cls(path, name)
+        options = {field: value for field, value in asdict(config).items() if field not in _FREE_OPTIONS}
+        defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
+        identity, defaults = json.loads(json.dumps([{"study": name, "asked": options}, defaults], default=str))
         if world.is_main:
-            options = {field: value for field, value in asdict(config).items() if field not in _FREE_OPTIONS}
-            defaults = {field.name: field.default for field in fields(config) if field.default is not MISSING}
-            folder._create_or_check({"study": name, "asked": options}, defaults, world)
+            with writing(path):
+                folder._holds_this_study(identity, defaults)  # a refusal need not wait for the lock
         world.barrier()
         with in_use(path, world, partial(print, flush=True)):
+            if world.is_main:
+                with writing(path):
+                    folder._create_or_continue(identity, defaults, world)
+            world.barrier()
             yield folder
 
-    def _create_or_check(self, identity: dict[str, Any], defaults: dict[str, Any], world: World) -> None:
-        """Creates the folder, or checks that it holds this study.
+    def _create_or_continue(self, identity: dict[str, Any], defaults: dict[str, Any], world: World) -> None:
+        """Writes `study.json` into a new folder; records the machine in that of this study, if it is a new one."""
+        if not self._holds_this_study(identity, defaults):
+            write_json(self.path / STUDY_FILE, identity | asdict(Origin.here(world)))
+            return
+        known, machine = self.description(), describe(world.device)
+        others = known.get("continued_on", [])
+        if _without_threads(machine) not in map(_without_threads, [known["machine"], *others]):
+            write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
+
+    def _holds_this_study(self, identity: dict[str, Any], defaults: dict[str, Any]) -> bool:
+        """Returns whether the folder holds this study, or nothing yet. Raises ConfigError if it holds anything else.
 
         Args:
             defaults: of the options: an older version wrote none for an option that it did not have.
         """
-        identity, defaults = json.loads(json.dumps([identity, defaults], default=str))
-        with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            if (self.path / STUDY_FILE).exists():
-                self._check(identity, defaults, describe(world.device))
-                return
-            if not all(is_temporary(path) or path.name == LOCK_FILE for path in self.path.iterdir()):
-                raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
-            write_json(self.path / STUDY_FILE, identity | asdict(Origin.here(world)))
+        if not self.path.exists():
+            return False
+        # Listed first: another process may write `study.json`, and then other files, at any moment.
+        is_empty = all(is_temporary(path) or path.name == LOCK_FILE for path in self.path.iterdir())
+        if (self.path / STUDY_FILE).exists():
+            self._check(identity, defaults)
+            return True
+        if not is_empty:
+            raise ConfigError(f"--run-dir {self.path}: the folder is not empty and holds no study")
+        return False
 
-    def _check(self, identity: dict[str, Any], defaults: dict[str, Any], machine: dict[str, Any]) -> None:
-        """Checks that the folder holds this study, and records the machine if it is a new one."""
+    def _check(self, identity: dict[str, Any], defaults: dict[str, Any]) -> None:
+        """Raises ConfigError if the folder holds another study, or this one with other options."""
         known = self.description()
         if known["study"] != identity["study"]:
             raise ConfigError(f"--run-dir {self.path} holds the study {known['study']}: choose another folder")
@@ -84,9 +101,6 @@ class StudyFolder:
                 f"--run-dir {self.path} holds this study with other options, {options}: give the same ones to continue "
                 "it, or choose another folder"
             )
-        others = known.get("continued_on", [])
-        if _without_threads(machine) not in map(_without_threads, [known["machine"], *others]):
-            write_json(self.path / STUDY_FILE, known | {"continued_on": [*others, machine]})
 
     def description(self) -> dict[str, Any]:
         """Returns the content of `study.json`: options, code and machine.

@@ -10,6 +10,7 @@ from typing import Self
 import pytest
 import torch
 
+from tests.conftest import before_listing
 from trainer.config import TrainConfig
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError
@@ -153,6 +154,14 @@ def test_a_folder_with_other_files_is_refused(mini: Dataset, tmp_path: Path) -> 
     for use in (folder.check, folder.enter):
         with pytest.raises(ConfigError, match="not empty and holds no run"):
             use("auto", ALONE)
+
+
+def test_the_files_of_a_run_that_just_began_are_its_own(
+    mini: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder.plan(TrainConfig(run_dir=tmp_path), RECIPE, mini, ALONE)
+    before_listing(monkeypatch, lambda: folder.write_config(ALONE))
+    folder.check("auto", ALONE)
 
 
 def test_check_creates_no_folder(mini: Dataset, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import html
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from tests.conftest import files_of_at_most, fill
+from tests.conftest import before_listing, files_of_at_most, fill
 from trainer.errors import CheckpointError, ConfigError
 from trainer.ranks.world import World
+from trainer.records.run_folder import in_use
 from trainer.studies import folder
 from trainer.studies.folder import StudyFolder
 from trainer.studies.page import CaptionedFigure, Page, write_page
@@ -73,6 +76,30 @@ def test_other_options_are_another_study(tmp_path: Path) -> None:
         StudyFolder.open("zoo", Options(tmp_path), ALONE),
     ):
         pass
+
+
+def test_a_study_that_another_process_begins_meanwhile_keeps_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def in_use_after_another(path: Path, world: World, log: Callable[[str], None]) -> Iterator[None]:
+        monkeypatch.undo()
+        write_empty_study(path)
+        with in_use(path, world, log):
+            yield
+
+    monkeypatch.setattr(folder, "in_use", in_use_after_another)
+    with (
+        pytest.raises(ConfigError, match=r"other options, --seed 0 \(you ask for --seed 1\): give the same ones"),
+        StudyFolder.open("capacity", Options(tmp_path, seed=1), ALONE),
+    ):
+        pass
+    write_empty_study(tmp_path)
+
+
+def test_the_files_of_a_study_that_just_began_are_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_listing(monkeypatch, lambda: write_empty_study(tmp_path))
+    write_empty_study(tmp_path)
 
 
 @pytest.mark.parametrize(
