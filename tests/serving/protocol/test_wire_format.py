@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from protos.grpc_service_pb2 import ModelInferRequest
 from serving.errors import InvalidArgument
 from serving.protocol.grpc_codec import parse_request
+from serving.protocol.tensors import MAX_RANK
 from serving.protocol.wire_format import MAX_FIELDS, MAX_KEY_BYTES, MAX_UNPACKED_ELEMENTS, SplitRequest, check_budget
 
 
@@ -58,9 +59,11 @@ def test_fields_may_come_in_any_order_and_twice(tensors, request_id, size, unkno
 
 @pytest.mark.parametrize("last", [0x00, 0x02, 0x3C, 0x7E])
 def test_bits_of_a_length_beyond_the_64th_have_no_meaning(last: int) -> None:
-    """The tenth byte of a number has one bit to give; it is 0 in these."""
+    """The tenth byte of a number has one bit to give; it is 0 in these. There is no eleventh."""
     length = bytes([0x80 | 6, *[0x80] * 8, last])
     assert_split_as_protobuf_reads(b"\n" + length + b"digits" + message().SerializeToString())
+    with pytest.raises(InvalidArgument, match="a field is malformed"):
+        SplitRequest(b"\n" + length[:-1] + bytes([last | 0x80, 0]) + b"digits")
 
 
 @given(st.data())
@@ -123,7 +126,7 @@ def test_a_message_of_many_small_parts_is_refused_before_objects_are_made(payloa
     began = time.process_time()
     try:
         with pytest.raises(InvalidArgument):
-            parse_request(SplitRequest(payload))
+            check_budget(SplitRequest(payload).header)
         spent, (_, peak) = time.process_time() - began, tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -141,10 +144,32 @@ def test_the_number_of_fields_is_bounded(number: int) -> None:
             SplitRequest(payload)
 
 
-def test_strings_in_typed_contents_are_bounded() -> None:
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_the_fields_of_all_inputs_and_outputs_are_bounded_together(kind: str) -> None:
+    made = ModelInferRequest()
+    for name in "ab":
+        getattr(made, kind).add(name=name).parameters["note"].bool_param = True
+    used = sum(len(part.ListFields()) + 1 for part in getattr(made, kind))
+    for number in range(MAX_FIELDS - used):
+        getattr(made, kind)[number % 2].parameters[str(number)].bool_param = True
+    check_budget(made.SerializeToString())
+    getattr(made, kind)[0].parameters["one more"].bool_param = True
+    with pytest.raises(InvalidArgument, match=f"^the message has more than {MAX_FIELDS} fields$"):
+        check_budget(made.SerializeToString())
+
+
+def test_a_shape_may_have_all_dimensions_and_each_ten_bytes() -> None:
     made = ModelInferRequest(model_name="m")
-    contents = made.inputs.add(name="x", datatype="BYTES", shape=[MAX_UNPACKED_ELEMENTS]).contents
-    contents.bytes_contents.extend([b""] * MAX_UNPACKED_ELEMENTS)
+    made.inputs.add(name="x", shape=[-1] * MAX_RANK)  # checked against the model, later
+    check_budget(made.SerializeToString())
+
+
+def test_strings_in_typed_contents_are_bounded() -> None:
+    """Those of all inputs together."""
+    made = ModelInferRequest(model_name="m")
+    for name in "xy":
+        contents = made.inputs.add(name=name, datatype="BYTES", shape=[MAX_UNPACKED_ELEMENTS // 2]).contents
+        contents.bytes_contents.extend([b""] * (MAX_UNPACKED_ELEMENTS // 2))
     check_budget(made.SerializeToString())
     contents.bytes_contents.append(b"")
     with pytest.raises(InvalidArgument, match=r"use raw_input_contents$"):
@@ -154,7 +179,10 @@ def test_strings_in_typed_contents_are_bounded() -> None:
 def test_a_key_holds_no_data_and_is_bounded() -> None:
     one, other = (SplitRequest(message(name, size=3).SerializeToString()) for name in ("a", "b"))
     assert one.key == other.key == one.header
-    assert SplitRequest(message(padding=MAX_KEY_BYTES).SerializeToString()).key is None
+    left = MAX_KEY_BYTES - len(SplitRequest(message(padding=MAX_KEY_BYTES).SerializeToString()).header)
+    longest, longer = (SplitRequest(message(padding=MAX_KEY_BYTES + n).SerializeToString()) for n in (left, left + 1))
+    assert (len(longest.header), longer.key) == (MAX_KEY_BYTES, None)
+    assert longest.key == longest.header
     typed = ModelInferRequest(model_name="m")
     typed.inputs.add(name="x", datatype="FP32", shape=[1]).contents.fp32_contents.append(1.5)
     assert SplitRequest(typed.SerializeToString()).key is None
