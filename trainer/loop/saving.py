@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import CheckpointError
 from trainer.loop.run import Run
-from trainer.records.checkpoint import CheckpointWriter
+from trainer.records.checkpoint import copy_to_cpu
 
 FIRST_SAVE_S = 2.0
 """Age of a session at its first checkpoint; the next ones follow after twice, four times as long, and so on."""
@@ -41,7 +42,7 @@ def save(run: Run) -> None:
 class BackgroundSaver:
     """Saves a run in a thread while it trains. A checkpoint that cannot be written is a warning; the next one follows.
 
-    For the main rank; on others it does nothing.
+    For the main rank; on others it does nothing. The training waits for the copy of the state only.
 
     Args:
         check: raises DivergenceError with the step whose loss is not finite; the weights do not tell the step.
@@ -51,7 +52,8 @@ class BackgroundSaver:
         self._run = run
         self._check = check
         self._save_every = save_every
-        self._writer = CheckpointWriter(run.checkpoints)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        self._writing: Future[None] | None = None
         self._num_saved = 0
         self._last_save_at: float | None = None
 
@@ -62,13 +64,14 @@ class BackgroundSaver:
     def save_if_due(self) -> None:
         """Begins a checkpoint if one is due and none is being written. Never waits for one."""
         run = self._run
-        if not run.world.is_main or self._writer.is_busy:
+        if not run.world.is_main or (self._writing is not None and not self._writing.done()):
             return
         self._finish()
         since_s = time.monotonic() - (self._last_save_at or 0.0)
         if self._save_every.is_due(run.state.step, since_s, self._num_saved):
             self._check()
-            self._writer.begin(run.state.step, _checkpoint_content(run))
+            state = copy_to_cpu(_checkpoint_content(run))
+            self._writing = self._pool.submit(run.checkpoints.save, run.state.step, state)
             self._last_save_at, self._num_saved = time.monotonic(), self._num_saved + 1
 
     def save_and_wait(self) -> None:
@@ -82,11 +85,14 @@ class BackgroundSaver:
         save(self._run)
 
     def close(self) -> None:
-        self._writer.close()
+        self._pool.shutdown()
 
     def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
         try:
-            self._writer.finish()
+            writing.result()
         except CheckpointError as error:
             self._run.progress.log(f"warning: {error}; the training continues, and the next save tries again")
 

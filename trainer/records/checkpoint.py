@@ -3,9 +3,8 @@
     checkpoints/step-00000550/state.pt        plain tensors and numbers, readable with weights_only
     checkpoints/step-00000550/manifest.json   step, and the SHA-256 of state.pt
 
-A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed. During training a
-thread writes it (`CheckpointWriter`). The temporary name is unique to the process: a rank whose launcher was killed may
-still write after the run has been started again.
+A checkpoint is written under a temporary name in the same folder, flushed to the disk, and renamed. The temporary name
+is unique to the process: a rank whose launcher was killed may still write after the run has been started again.
 """
 
 import errno
@@ -15,7 +14,6 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,38 +114,6 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"cannot read {self._folder}: {error.strerror or error}") from error
         return sorted(path for path in paths if path.name.startswith("step-") and path.is_dir())
-
-
-class CheckpointWriter:
-    """Writes checkpoints in a thread, one at a time. The calling thread only copies the state."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        self._writing: Future[None] | None = None
-
-    @property
-    def is_busy(self) -> bool:
-        """True while a checkpoint is being written; then `begin` must not be called."""
-        return self._writing is not None and not self._writing.done()
-
-    def begin(self, step: int, state: dict[str, Any]) -> None:
-        """Copies `state` and starts to write it. `finish` raises the error if that fails."""
-        assert self._writing is None
-        self._writing = self._pool.submit(self._checkpoints.save, step, copy_to_cpu(state))
-
-    def finish(self) -> None:
-        """Waits until the checkpoint that was begun is written, if there is one.
-
-        Raises:
-            CheckpointError: it cannot be written.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def close(self) -> None:
-        self._pool.shutdown()
 
 
 def copy_to_cpu(state: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.conftest import fill
 from trainer.errors import CheckpointError
-from trainer.records.checkpoint import NUM_KEPT, Checkpoints, CheckpointWriter, weights_sha256
+from trainer.records.checkpoint import NUM_KEPT, Checkpoints, copy_to_cpu, weights_sha256
 
 
 def state(step: int) -> dict[str, Any]:
@@ -193,28 +193,11 @@ def test_a_full_disk_is_one_error_and_the_next_save_tries_again(small_disk: Path
     assert loaded["step"] == 3
 
 
-def test_the_writer_saves_the_state_at_the_time_of_begin(checkpoints: Checkpoints) -> None:
-    writer = CheckpointWriter(checkpoints)
+def test_later_steps_do_not_change_the_copy_of_a_state() -> None:
     weight = torch.ones(3)
-    writer.begin(1, {"step": 1, "model": {"weight": weight}, "optimizer": {"momenta": [[weight]]}})
+    copied = copy_to_cpu({"step": 1, "model": {"weight": weight}, "optimizer": {"momenta": [[weight]]}})
     weight.add_(1)
-    writer.finish()
-    writer.finish()  # nothing was begun, so there is nothing to wait for
-    assert not writer.is_busy
-    writer.close()
-    loaded = checkpoints.load_newest()
-    assert loaded is not None
-    assert loaded["model"]["weight"].tolist() == loaded["optimizer"]["momenta"][0][0].tolist() == [1, 1, 1]
-
-
-def test_finish_raises_the_error_of_the_write(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
-    writer = CheckpointWriter(Checkpoints(tmp_path / "file", lambda line: None))
-    writer.begin(1, state(1))
-    with pytest.raises(CheckpointError):
-        writer.finish()
-    writer.finish()
-    writer.close()
+    assert copied["model"]["weight"].tolist() == copied["optimizer"]["momenta"][0][0].tolist() == [1, 1, 1]
 
 
 def test_the_weights_digest_is_over_sorted_names_and_bytes() -> None:
