@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import tyro
 from convoy.options import option, parse_options
 from convoy.verbs import Verb, run_verb
 from trainer.config import SourceChoice
+from trainer.data.content import Dataset
 from trainer.data.datasets import DATASETS, dataset_info, decoded_path, load_dataset, open_or_fetch
 from trainer.data.decoded_file import DecodedDataset, check_digest, open_decoded, write_decoded
 from trainer.data.folder.image_folder import decoded_folder
@@ -117,8 +119,7 @@ def list_datasets(command: ListDatasets) -> None:
         where = str(path) if os.path.exists(path) else "made at first use" if info.generate else "not fetched"
         counts = (str(len(info.classes)), str(info.num_train), str(info.num_test))
         rows.append((info.name, *counts, shape, f"{info.size_bytes / 1e6:.1f} MB", where))
-    rows.extend(_folder_row(path) for path in _decoded_folder_files(command.data_dir))
-    rows.extend(_streamed_row(path) for path in _streamed_folders(command.data_dir))
+    rows.extend(row for _path, row in _folder_rows(command.data_dir))
     _print_table(header, rows)
 
 
@@ -141,24 +142,27 @@ def fetch_datasets(command: FetchDatasets) -> None:
     )
     with download_progress() as (log, progress):
         for name in command.names:
+            opened: Dataset | DecodedDataset  # until the line is logged: other processes keep its file until then
             if name.startswith(FOLDER_PREFIX):
-                path = load_dataset(name, command.data_dir, options, log=log).path
-                assert path is not None
+                opened = load_dataset(name, command.data_dir, options, log=log)
             else:
-                path = open_or_fetch(dataset_info(name), command.data_dir, log=log, progress=progress).path
-            log(f"{name}: ready, {path.stat().st_size / 1e6:.1f} MB in {path}")
+                opened = open_or_fetch(dataset_info(name), command.data_dir, log=log, progress=progress)
+            assert opened.path is not None
+            log(f"{name}: ready, {opened.path.stat().st_size / 1e6:.1f} MB in {opened.path}")
 
 
 def verify_datasets(command: VerifyDatasets) -> int:
     """Prints a line for each data set, and returns 3 if one is damaged or missing or there is none, else 0."""
     exit_code, name = 0, ""
     for name, path, expected in list(_to_verify(command)):  # all names first, for a typo in the last one
-        if path.suffix == ".index":
-            exit_code = _verify_streamed(name, path) or exit_code
-            continue
         try:
+            if path.suffix == ".index":
+                exit_code = _verify_streamed(name, path) or exit_code
+                continue
             decoded = open_decoded(path, expected_sha256=expected)
         except FileNotFoundError:
+            if expected is None:  # another process has read the folder anew meanwhile
+                continue
             print(f"{name}: not fetched")
             exit_code = DataError.exit_code
         except DamagedFileError as error:
@@ -210,8 +214,7 @@ def _to_verify(command: VerifyDatasets) -> Iterator[tuple[str, Path, str | None]
         for info in DATASETS.values():
             if os.path.exists(path := decoded_path(info, command.data_dir)):
                 yield info.name, path, info.sha256
-        yield from ((_folder_name(path), path, None) for path in _decoded_folder_files(command.data_dir))
-        yield from ((_streamed_row(path)[0], path, None) for path in _streamed_folders(command.data_dir))
+        yield from ((row[0], path, None) for path, row in _folder_rows(command.data_dir))
     for name in command.names:
         root = image_folder(name)
         if root is None:
@@ -227,8 +230,13 @@ def _to_verify(command: VerifyDatasets) -> Iterator[tuple[str, Path, str | None]
         yield from ((full_name(name), path, None) for path in paths)
 
 
-def _decoded_folder_files(data_dir: Path) -> list[Path]:
-    return sorted((data_dir / "folders").glob("*/*.pt"))
+def _folder_rows(data_dir: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yields the file of each decoded or streamed folder, with its row in the list."""
+    decoded = sorted((data_dir / "folders").glob("*/*.pt"))
+    for paths, row in ((decoded, _decoded_row), (_streamed_folders(data_dir), _streamed_row)):
+        for path in paths:
+            with suppress(FileNotFoundError):  # another process has read the folder anew meanwhile
+                yield path, row(path)
 
 
 def _streamed_folders(data_dir: Path) -> list[Path]:
@@ -242,7 +250,7 @@ def _streamed_row(path: Path) -> tuple[str, ...]:
     try:
         index = open_index(path)
         rows = split_rows(index)
-    except (DataError, FileNotFoundError):
+    except DataError:
         return f"{FOLDER_PREFIX}{path}", "", "", "", "", size, f"{path} (damaged)"
     counts = (str(len(index.classes)), str(len(rows["train"])), str(len(rows["test"])))
     return f"{FOLDER_PREFIX}{index.root}", *counts, "streamed", size, str(path)
@@ -261,24 +269,12 @@ def _verify_streamed(name: str, path: Path) -> int:
     return 0
 
 
-def _open_folder(path: Path) -> DecodedDataset | None:
-    try:
-        return open_decoded(path, verify=False)
-    except (DataError, FileNotFoundError):
-        return None
-
-
-def _folder_name(path: Path) -> str:
-    decoded = _open_folder(path)
-    return decoded.content.name if decoded else f"{FOLDER_PREFIX}{path}"
-
-
-def _folder_row(path: Path) -> tuple[str, ...]:
+def _decoded_row(path: Path) -> tuple[str, ...]:
     size = f"{path.stat().st_size / 1e6:.1f} MB"
-    decoded = _open_folder(path)
-    if decoded is None:
-        return _folder_name(path), "", "", "", "", size, f"{path} (damaged)"
-    content = decoded.content
+    try:
+        content = open_decoded(path, verify=False).content
+    except DataError:
+        return f"{FOLDER_PREFIX}{path}", "", "", "", "", size, f"{path} (damaged)"
     counts = (str(len(content.classes)), str(len(content.train)), str(len(content.test)))
     shape = "x".join(map(str, content.train.images.shape[1:]))
     return content.name, *counts, shape, size, str(path)

@@ -9,6 +9,7 @@ import tarfile
 import threading
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,30 @@ def test_a_streamed_folder_is_listed_and_its_files_are_verified(
     assert run("verify", "--data-dir", tmp_path) == 3
     run("list", "--data-dir", tmp_path)
     assert "(damaged)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("opener", ["open_decoded", "open_index"])
+def test_a_file_that_another_process_removes_is_left_out(
+    opener: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder that has changed, the process that reads it again removes the files of before."""
+    put_images(tmp_path / "x")
+    name = f"folder:{tmp_path / 'x'}"
+    open_file = getattr(commands, opener)
+
+    def open_removed(path: Path, **options: Any) -> Any:
+        path.unlink(missing_ok=True)
+        return open_file(path, **options)
+
+    monkeypatch.setattr(commands, opener, open_removed)
+    for command in (["list"], ["verify"], ["verify", name]):
+        for source in ("resident", "streamed"):
+            run("fetch", name, "--source", source, "--image-size", "4", "--data-dir", tmp_path)
+        capsys.readouterr()
+        assert run(*command, "--data-dir", tmp_path) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(name)]
+        assert len(lines) == 1
+        assert ("streamed" if command == ["list"] else "indexed") in lines[0] or opener == "open_index"
 
 
 def put_images(folder: Path) -> None:
