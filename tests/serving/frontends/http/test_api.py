@@ -14,10 +14,11 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
+from serving.frontends.common.services import Services
 from serving.frontends.http import HttpFrontend
 from serving.models.changes import Caller
-from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, make_services, twice
-from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.fake_repository import PATIENCE_S, Entry, FakeRepository, twice
+from tests.serving.frontends.http.conftest import Start
 
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
@@ -29,19 +30,16 @@ def triton(address: str) -> Iterator[tritonclient.http.InferenceServerClient]:
 
 
 @pytest.fixture
-def own_repository() -> Iterator[FakeRepository]:
-    """A repository for tests that change it."""
-    repository = FakeRepository(twice())
-    yield repository
-    repository.close()
+def own(start: Start) -> HttpFrontend:
+    return start()
 
 
 @pytest.fixture
-def own(own_repository: FakeRepository) -> Iterator[HttpFrontend]:
-    server = HttpFrontend(make_services(own_repository), ANY_PORT, max_message_bytes=MAX_BODY)
-    server.start()
-    yield server
-    server.stop(5)
+def own_repository(own_services: Services) -> FakeRepository:
+    """The repository of `own`, for tests that change it."""
+    repository = own_services.admin.repository
+    assert isinstance(repository, FakeRepository)
+    return repository
 
 
 def connect(server: HttpFrontend) -> tritonclient.http.InferenceServerClient:

@@ -11,8 +11,8 @@ import pytest
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpFrontend, body_memory
 from serving.inference.message_memory import UNCOUNTED_BYTES
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_services, twice
-from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.fake_repository import PATIENCE_S, backend_of
+from tests.serving.frontends.http.conftest import Start
 from tests.serving.frontends.http.test_infer import wait_until
 from tests.serving.frontends.http.test_protocol import exchange
 
@@ -23,20 +23,14 @@ LARGE = SMALL.ljust(300_000)
 
 
 @pytest.fixture
-def services() -> Iterator[Services]:
-    repository = FakeRepository(twice())
-    services = make_services(repository)
-    services.inference.message_memory.max_bytes = ROOM
-    yield services
-    repository.close()
+def services(own_services: Services) -> Services:
+    own_services.inference.message_memory.max_bytes = ROOM
+    return own_services
 
 
 @pytest.fixture
-def server(services: Services) -> Iterator[HttpFrontend]:
-    server = HttpFrontend(services, ANY_PORT, max_message_bytes=MAX_BODY)
-    server.start()
-    yield server
-    server.stop(5)
+def server(start: Start) -> HttpFrontend:
+    return start()
 
 
 def connect(server: HttpFrontend) -> socket.socket:

@@ -3,16 +3,15 @@
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
 
 import httpx
 import numpy as np
 import pytest
 
-from serving.frontends.http import HttpFrontend, connections
+from serving.frontends.http import connections
 from serving.frontends.http.connections import RateWindow, max_connections
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, make_services, twice
-from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.fake_repository import PATIENCE_S
+from tests.serving.frontends.http.conftest import Start
 
 POST = b"POST /v2/models/twice/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 900000\r\n\r\n"
 LIMIT_S = 0.3
@@ -24,22 +23,6 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SWEEP_S", 0.02)
     for name in ("FIRST_BYTE_S", "HEAD_S", "KEEP_ALIVE_S", "WINDOW_S"):
         monkeypatch.setattr(connections, name, LIMIT_S)
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], HttpFrontend]]:
-    """Starts servers that stop at the end of the test."""
-    repository = FakeRepository(twice())
-    with contextlib.ExitStack() as stack:
-        stack.callback(repository.close)
-
-        def start() -> HttpFrontend:
-            server = HttpFrontend(make_services(repository), ANY_PORT, max_message_bytes=MAX_BODY)
-            server.start()
-            stack.callback(server.stop, 0)
-            return server
-
-        yield start
 
 
 def connect(port: int) -> socket.socket:
@@ -70,7 +53,7 @@ def read_until_closed(connection: socket.socket, piece: bytes = b"") -> tuple[by
 class TestSlowClients:
     @pytest.mark.parametrize("port", ["port", "metrics_port"])
     @pytest.mark.parametrize(
-        ("start", "piece", "status"),
+        ("sent", "piece", "status"),
         [
             (b"", b"", b""),
             (b"", b"\r\n", b""),
@@ -86,34 +69,30 @@ class TestSlowClients:
         ],
         ids=["silent", "line breaks", "half a head", "head drip", "no body", "body drip", "chunk drip"],
     )
-    def test_are_closed(
-        self, make: Callable[[], HttpFrontend], port: str, start: bytes, piece: bytes, status: bytes
-    ) -> None:
-        with connect(getattr(make(), port)) as connection:
-            connection.sendall(start)
+    def test_are_closed(self, start: Start, port: str, sent: bytes, piece: bytes, status: bytes) -> None:
+        with connect(getattr(start(), port)) as connection:
+            connection.sendall(sent)
             received, seconds = read_until_closed(connection, piece)
         assert received.startswith(status)
         assert bool(received) == bool(status)
         assert LIMIT_S / 2 < seconds < 20 * LIMIT_S
 
-    def test_an_answered_connection_is_closed_once_it_is_idle(self, make: Callable[[], HttpFrontend]) -> None:
-        with connect(make().port) as connection:
+    def test_an_answered_connection_is_closed_once_it_is_idle(self, start: Start) -> None:
+        with connect(start().port) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             received, _ = read_until_closed(connection, b"\r\n")
         assert received.startswith(b"HTTP/1.1 200 ")
         assert received.count(b"HTTP/1.1") == 1
 
-    def test_a_request_refused_early_gets_one_response(self, make: Callable[[], HttpFrontend]) -> None:
-        with connect(make().port) as connection:
+    def test_a_request_refused_early_gets_one_response(self, start: Start) -> None:
+        with connect(start().port) as connection:
             connection.sendall(POST.replace(b"900000", b"9000000"))
             received, _ = read_until_closed(connection, b"a")
         assert received.startswith(b"HTTP/1.1 413 ")
         assert received.count(b"HTTP/1.1") == 1
 
-    def test_those_that_leave_a_response_unread_are_closed(
-        self, make: Callable[[], HttpFrontend], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        server = make()
+    def test_those_that_leave_a_response_unread_are_closed(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+        server = start()
         rows = np.zeros((8, 3)).tolist()
         request = httpx.Request(
             "POST",
@@ -136,25 +115,21 @@ class TestSlowClients:
                 assert time.monotonic() < until
                 time.sleep(0.01)
 
-    def test_a_slow_but_steady_upload_is_served(
-        self, make: Callable[[], HttpFrontend], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_slow_but_steady_upload_is_served(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(connections, "MIN_WINDOW_BYTES", 100)
         body = b'{"inputs":[{"name":"numbers","shape":[1,3],"datatype":"FP32","data":[1,2,3]}]}' + b" " * 2000
-        with connect(make().port) as connection:
+        with connect(start().port) as connection:
             connection.sendall(POST.replace(b"900000", b"%d" % len(body)))
-            for start in range(0, len(body), 100):
+            for at in range(0, len(body), 100):
                 time.sleep(LIMIT_S / 6)
-                connection.sendall(body[start : start + 100])
+                connection.sendall(body[at : at + 100])
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_whole_request_has_a_deadline(
-    make: Callable[[], HttpFrontend], limits: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_whole_request_has_a_deadline(start: Start, limits: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "REQUEST_S", LIMIT_S)
     monkeypatch.setattr(connections, "MIN_WINDOW_BYTES", 0)
-    with connect(make().port) as connection:
+    with connect(start().port) as connection:
         connection.sendall(POST)
         assert read_until_closed(connection, b"a")[0].startswith(b"HTTP/1.1 408 ")
 
@@ -172,11 +147,11 @@ def test_a_rate_window() -> None:
 class TestNumber:
     @pytest.mark.parametrize("port", ["port", "metrics_port"])
     def test_waiting_connections_make_room_for_new_ones(
-        self, make: Callable[[], HttpFrontend], monkeypatch: pytest.MonkeyPatch, port: str
+        self, start: Start, monkeypatch: pytest.MonkeyPatch, port: str
     ) -> None:
         monkeypatch.setattr("serving.frontends.http.frontend.max_connections", lambda: 32)
         monkeypatch.setattr("serving.frontends.http.frontend.METRICS_CONNECTIONS", 32)
-        number = getattr(make(), port)
+        number = getattr(start(), port)
         with contextlib.ExitStack() as stack:
             for at in range(100):
                 connection = stack.enter_context(connect(number))
@@ -185,10 +160,10 @@ class TestNumber:
             assert httpx.get(f"http://127.0.0.1:{number}/v2/health/live").status_code == 200
 
     def test_a_connection_beyond_the_limit_is_refused_if_all_others_are_busy(
-        self, make: Callable[[], HttpFrontend], monkeypatch: pytest.MonkeyPatch
+        self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("serving.frontends.http.frontend.max_connections", lambda: 0)
-        server = make()
+        server = start()
         with connect(server.port) as connection:
             received, _ = read_until_closed(connection)
         assert received.startswith(b"HTTP/1.1 503 ")

@@ -3,7 +3,7 @@
 import json
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from tests.serving.fake_repository import (
     make_services,
     twice,
 )
-from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.frontends.http.conftest import Start
 from tests.serving.frontends.http.test_infer import wait_until
 from tests.serving.frontends.http.test_protocol import exchange
 
@@ -42,21 +42,6 @@ def own_services() -> Iterator[Services]:
     repository = FakeRepository(twice(), add_without_batch(), echo("BYTES"))
     yield make_services(repository)
     repository.close()
-
-
-@pytest.fixture
-def start(own_services: Services) -> Iterator[Callable[..., HttpFrontend]]:
-    servers = []
-
-    def start(**options: Any) -> HttpFrontend:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY, **options)
-        server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.stop(5)
 
 
 @pytest.fixture
@@ -118,9 +103,7 @@ def sums(body: bytes) -> list[float]:
         {"id": "é\ud800"},
     ],
 )
-def test_responses_are_those_of_the_long_way(
-    start: Callable[..., HttpFrontend], on_fast_path: list[bool], options: dict[str, Any]
-) -> None:
+def test_responses_are_those_of_the_long_way(start: Start, on_fast_path: list[bool], options: dict[str, Any]) -> None:
     with connect(start()) as connection:
         first, *others = [exchange(connection, request(**options)) for _ in range(3)]
         assert exchange(connection, request(4 * ROW, **options))[0] == 200
@@ -131,7 +114,7 @@ def test_responses_are_those_of_the_long_way(
     assert on_fast_path == [True, True, True]
 
 
-def test_strings_and_models_without_a_batch(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
+def test_strings_and_models_without_a_batch(start: Start, on_fast_path: list[bool]) -> None:
     strings = b"\x01\x00\x00\x00a\x02\x00\x00\x00bc"
     with connect(start()) as connection:
         for _ in range(3):
@@ -142,7 +125,7 @@ def test_strings_and_models_without_a_batch(start: Callable[..., HttpFrontend], 
     assert on_fast_path == [True, True]
 
 
-def test_each_request_has_its_own_data(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
+def test_each_request_has_its_own_data(start: Start, on_fast_path: list[bool]) -> None:
     with connect(start()) as one, connect(start()) as other:
         for number in range(10):
             assert sums(exchange(one, request(number * ROW))[2]) == [6 * number]
@@ -150,7 +133,7 @@ def test_each_request_has_its_own_data(start: Callable[..., HttpFrontend], on_fa
     assert on_fast_path == [True] * 18
 
 
-def test_other_heads_take_the_slow_path(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
+def test_other_heads_take_the_slow_path(start: Start, on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         for number in range(3):
             assert exchange(connection, request(more=f"X-Request-Id: {number}\r\n"))[0] == 200
@@ -162,7 +145,7 @@ def test_other_heads_take_the_slow_path(start: Callable[..., HttpFrontend], on_f
     assert on_fast_path == []
 
 
-def test_pieces_and_several_requests_in_one_piece(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
+def test_pieces_and_several_requests_in_one_piece(start: Start, on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         whole = request()
         assert exchange(connection, whole)[0] == 200
@@ -178,9 +161,7 @@ def test_pieces_and_several_requests_in_one_piece(start: Callable[..., HttpFront
     assert on_fast_path[-1:] == [True]
 
 
-def test_a_request_waits_for_the_one_before(
-    start: Callable[..., HttpFrontend], backend: BlockingBackend, on_fast_path: list[bool]
-) -> None:
+def test_a_request_waits_for_the_one_before(start: Start, backend: BlockingBackend, on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         assert exchange(connection, request())[0] == 200
         assert backend.began.acquire(timeout=PATIENCE_S)
@@ -196,7 +177,7 @@ def test_a_request_waits_for_the_one_before(
     assert on_fast_path == [True]
 
 
-def test_wrong_data_is_explained(start: Callable[..., HttpFrontend], on_fast_path: list[bool]) -> None:
+def test_wrong_data_is_explained(start: Start, on_fast_path: list[bool]) -> None:
     with connect(start()) as connection:
         whole = request()
         assert exchange(connection, whole)[0] == 200
@@ -207,7 +188,7 @@ def test_wrong_data_is_explained(start: Callable[..., HttpFrontend], on_fast_pat
 
 
 def test_errors_of_the_model_and_of_a_full_queue(
-    start: Callable[..., HttpFrontend],
+    start: Start,
     backend: BlockingBackend,
     on_fast_path: list[bool],
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +217,7 @@ def test_errors_of_the_model_and_of_a_full_queue(
 
 
 def test_a_disconnected_client_is_removed_from_the_queue(
-    start: Callable[..., HttpFrontend], own_services: Services, backend: BlockingBackend, on_fast_path: list[bool]
+    start: Start, own_services: Services, backend: BlockingBackend, on_fast_path: list[bool]
 ) -> None:
     server = start()
     batcher = own_services.admin.repository.get("twice").batcher
@@ -256,9 +237,7 @@ def test_a_disconnected_client_is_removed_from_the_queue(
     assert on_fast_path == [True, True]
 
 
-def test_another_version_is_used_at_once(
-    start: Callable[..., HttpFrontend], own_services: Services, on_fast_path: list[bool]
-) -> None:
+def test_another_version_is_used_at_once(start: Start, own_services: Services, on_fast_path: list[bool]) -> None:
     repository: Any = own_services.admin.repository
     with connect(start()) as connection:
         for version in ("1", "2", "3"):
@@ -272,7 +251,7 @@ def test_another_version_is_used_at_once(
 @pytest.mark.parametrize("num_before", [0, 2], ids=["the slow path", "the fast path"])
 @pytest.mark.parametrize("error", [MemoryError(), InvalidArgument("no")])
 def test_a_response_that_cannot_be_rendered_is_answered_and_counted(
-    start: Callable[..., HttpFrontend],
+    start: Start,
     own_services: Services,
     on_fast_path: list[bool],
     monkeypatch: pytest.MonkeyPatch,
@@ -306,7 +285,7 @@ class TestTokens:
         return path
 
     def test_they_are_checked_each_time(
-        self, start: Callable[..., HttpFrontend], on_fast_path: list[bool], path: Path, caplog: pytest.LogCaptureFixture
+        self, start: Start, on_fast_path: list[bool], path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "serving.access")
         server = start(tokens=TokenFile(path, SCOPES), access_log=AccessLog())
@@ -323,7 +302,7 @@ class TestTokens:
         ]
         assert on_fast_path == [True, True, False]
 
-    def test_quotas_hold(self, start: Callable[..., HttpFrontend], on_fast_path: list[bool], path: Path) -> None:
+    def test_quotas_hold(self, start: Start, on_fast_path: list[bool], path: Path) -> None:
         whole = request(more="Authorization: Bearer few\r\n")
         with connect(start(tokens=TokenFile(path, SCOPES))) as connection:
             assert {exchange(connection, whole)[0] for _ in range(5)} == {200, 429}
@@ -331,9 +310,7 @@ class TestTokens:
 
 
 class TestStop:
-    def test_connections_end_while_the_server_drains(
-        self, start: Callable[..., HttpFrontend], own_services: Services
-    ) -> None:
+    def test_connections_end_while_the_server_drains(self, start: Start, own_services: Services) -> None:
         with connect(start()) as connection:
             assert exchange(connection, request())[0] == 200
             own_services.admin.health.drain()
@@ -341,9 +318,7 @@ class TestStop:
             assert (status, headers[b"connection"]) == (200, b"close")
 
     @pytest.mark.parametrize(("grace_s", "status"), [(PATIENCE_S, 200), (0, 503)])
-    def test_a_request_in_flight(
-        self, start: Callable[..., HttpFrontend], backend: BlockingBackend, grace_s: int, status: int
-    ) -> None:
+    def test_a_request_in_flight(self, start: Start, backend: BlockingBackend, grace_s: int, status: int) -> None:
         server = start()
         with connect(server) as connection, ThreadPoolExecutor(1) as pool:
             assert exchange(connection, request())[0] == 200

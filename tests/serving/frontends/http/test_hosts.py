@@ -2,8 +2,6 @@
 
 import socket
 import ssl
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,33 +12,16 @@ import pytest
 from convoy.auth import TokenFile
 from convoy.tls import TlsFiles
 from serving.frontends.common.auth import SCOPES
-from serving.frontends.http import HttpFrontend, HttpSettings
+from serving.frontends.http import HttpFrontend
 from serving.frontends.http.fast_path import Exchange, KnownHead
 from serving.frontends.http.settings import PageSettings
 from tests.serving.certificates import Authority, write
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, make_services
-from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.fake_repository import PATIENCE_S
+from tests.serving.frontends.http.conftest import ANY_PORT, Start
 from tests.serving.frontends.http.test_fast_path import connect, request
 from tests.serving.frontends.http.test_protocol import exchange
 
 EVIL = {"host": "evil.example:8000"}
-
-Start = Callable[..., HttpFrontend]
-
-
-@pytest.fixture
-def start(repository: FakeRepository) -> Iterator[Start]:
-    servers: list[HttpFrontend] = []
-
-    def start(address: HttpSettings = ANY_PORT, **options: Any) -> HttpFrontend:
-        server = HttpFrontend(make_services(repository), address, max_message_bytes=MAX_BODY, **options)
-        server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda server: server.stop(0), servers))
 
 
 def status(port: int, path: str, headers: dict[str, str], **options: Any) -> int:

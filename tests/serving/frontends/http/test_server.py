@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -31,36 +31,11 @@ from serving.observability.logging import AccessLog
 from serving.protocol.json_codec import parse_request
 from serving.protocol.json_responses import render_response
 from tests.serving.certificates import Authority, write
-from tests.serving.fake_repository import PATIENCE_S, FakeRepository, backend_of, make_services, twice
-from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY
+from tests.serving.fake_repository import PATIENCE_S, backend_of
+from tests.serving.frontends.http.conftest import ANY_PORT, MAX_BODY, Start
 
 INFER = "/v2/models/twice/infer"
 REQUEST = {"inputs": [{"name": "numbers", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}
-
-Start = Callable[..., HttpFrontend]
-
-
-@pytest.fixture
-def own_services() -> Iterator[Services]:
-    repository = FakeRepository(twice())
-    yield make_services(repository)
-    repository.close()
-
-
-@pytest.fixture
-def start(own_services: Services) -> Iterator[Start]:
-    """Starts servers, which stop at the end of the test."""
-    servers = []
-
-    def start(address: HttpSettings = ANY_PORT, **options: Any) -> HttpFrontend:
-        server = HttpFrontend(own_services, address, max_message_bytes=MAX_BODY, **options)
-        server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.stop(5)
 
 
 def url(server: HttpFrontend, path: str = "", *, scheme: str = "http") -> str:
@@ -320,9 +295,8 @@ class TestAccessLog:
 
 
 class TestStop:
-    def test_requests_in_flight_finish(self, own_services: Services) -> None:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+    def test_requests_in_flight_finish(self, start: Start, own_services: Services) -> None:
+        server = start()
         backend = backend_of(own_services.admin.repository.get("twice"))
         backend.free.clear()
         with ThreadPoolExecutor(2) as pool, httpx.Client(timeout=60) as idle:
@@ -336,9 +310,8 @@ class TestStop:
             assert under_way.result().json()["outputs"][1]["data"] == [6]
             stopping.result(timeout=PATIENCE_S)
 
-    def test_requests_that_exceed_the_grace_period_are_cut_off(self, own_services: Services) -> None:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+    def test_requests_that_exceed_the_grace_period_are_cut_off(self, start: Start, own_services: Services) -> None:
+        server = start()
         backend = backend_of(own_services.admin.repository.get("twice"))
         backend.free.clear()
         with ThreadPoolExecutor(1) as pool:
@@ -351,9 +324,8 @@ class TestStop:
         with pytest.raises(httpx.ConnectError):
             httpx.get(url(server, "/v2"))
 
-    def test_callers_are_refused_in_plain_words(self, own_services: Services) -> None:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+    def test_callers_are_refused_in_plain_words(self, start: Start) -> None:
+        server = start()
         outcomes: set[tuple[object, ...]] = set()
         served = threading.Barrier(17, timeout=60)
 
@@ -378,9 +350,8 @@ class TestStop:
                 done.result(timeout=PATIENCE_S)
         assert outcomes == {(200, None, None), (503, "close", "1")}
 
-    def test_a_request_on_an_idle_connection_is_refused(self, own_services: Services) -> None:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+    def test_a_request_on_an_idle_connection_is_refused(self, start: Start) -> None:
+        server = start()
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
@@ -391,22 +362,20 @@ class TestStop:
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
             stopping.join()
 
-    @pytest.mark.parametrize("start", [b"", b"GET", b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"])
-    def test_connections_that_say_nothing_do_not_delay_it(self, own_services: Services, start: bytes) -> None:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+    @pytest.mark.parametrize("sent", [b"", b"GET", b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"])
+    def test_connections_that_say_nothing_do_not_delay_it(self, start: Start, sent: bytes) -> None:
+        server = start()
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
-            connection.sendall(start)
+            connection.sendall(sent)
             assert httpx.get(url(server, "/v2")).status_code == 200
             began = time.monotonic()
             server.stop(PATIENCE_S)
             assert time.monotonic() - began < PATIENCE_S / 3
 
-    def test_a_tls_connection_that_says_nothing_does_not_delay_it(self, own_services: Services, tmp_path: Path) -> None:
+    def test_a_tls_connection_that_says_nothing_does_not_delay_it(self, start: Start, tmp_path: Path) -> None:
         authority = Authority()
         files = TlsFiles(*write(tmp_path, authority.issue()))
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY, tls=files)
-        server.start()
+        server = start(tls=files)
         context = ssl.create_default_context(cadata=authority.certificate.decode())
         plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
         with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
@@ -416,11 +385,8 @@ class TestStop:
             server.stop(PATIENCE_S)
             assert time.monotonic() - began < PATIENCE_S / 3
 
-    def test_a_body_that_does_not_arrive_is_cut_off(
-        self, own_services: Services, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+    def test_a_body_that_does_not_arrive_is_cut_off(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
+        server = start()
         with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) as connection:
             connection.sendall(b"POST /v2/models/twice/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
             time.sleep(0.1)
@@ -448,10 +414,9 @@ class TestStop:
             assert (ready.status_code, ready.json()) == (400, {"ready": False})
             assert client.get(url(server, "/v2/health/live")).status_code == 200
 
-    def test_no_thread_is_left(self, own_services: Services) -> None:
+    def test_no_thread_is_left(self, start: Start) -> None:
         before = set(threading.enumerate())
-        server = HttpFrontend(own_services, ANY_PORT, max_message_bytes=MAX_BODY)
-        server.start()
+        server = start()
         httpx.post(url(server, INFER), json=REQUEST)
         assert set(threading.enumerate()) - before
         server.stop(5)
