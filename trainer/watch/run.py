@@ -63,22 +63,21 @@ class WatchedRun:
     def name(self) -> str:
         return self.path.resolve().name
 
-    def refresh(self) -> list[dict[str, Any]]:
-        """Reads what is new; returns the new lines.
+    def refresh(self) -> None:
+        """Reads what is new.
 
         A run that continues from a checkpoint writes its metrics anew, without those after the checkpoint. Then `lines`
-        begins anew, too, and lines come again.
+        begins anew, too.
         """
         self.state, self.reason = state_of(self.path)  # first: after an end there are no more lines
         try:
             read = read_new_metrics(self.path, self._offset, self._inode)
         except OSError:  # not written yet
-            return []
+            return
         if read.is_anew:
             self.lines = []
         self._offset, self._inode = read.offset, read.inode
         self.lines += read.lines
-        return read.lines
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         """Returns the lines of steps, of epochs, or of the result."""

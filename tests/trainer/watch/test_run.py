@@ -21,16 +21,20 @@ def test_lines_come_as_they_are_written(tmp_path: Path) -> None:
         run = WatchedRun.open(written.path)
         assert (run.state, run.lines, run.num_steps, run.step) == (State.RUNNING, [], None, 0)
         written.write_text('{"kind": "step", "step": 20, "epoch": 1, "loss": 2')
-        assert run.refresh() == []
+        run.refresh()
+        assert run.lines == []
         written.write_text('.5, "images_per_second": 7, "num_steps": 120}\nnonsense\n[1]\n')
-        assert [line["loss"] for line in run.refresh()] == [2.5]
+        run.refresh()
+        assert [line["loss"] for line in run.lines] == [2.5]
         assert (run.num_steps, run.images_per_second, run.seconds_left) == (120, 7.0, None)
         written.end_epoch(1)
-        assert [line["kind"] for line in run.refresh()] == ["epoch"]
+        run.refresh()
+        assert [line["kind"] for line in run.lines] == ["step", "epoch"]
         assert run.newest("epoch", "val_accuracy") == 0.1
         assert run.newest("result", "test_accuracy") is None
         written.finish()
-        assert [line["kind"] for line in run.refresh()] == ["result"]
+        run.refresh()
+        assert [line["kind"] for line in run.lines] == ["step", "epoch", "result"]
     assert run.state is State.FINISHED
 
 
