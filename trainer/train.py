@@ -13,7 +13,7 @@ from convoy.allocator import keep_freed_memory
 from trainer.config import TrainConfig
 from trainer.data import Dataset, without_test_images
 from trainer.data.split import stratified_split
-from trainer.errors import CheckpointError, ConfigError, writing
+from trainer.errors import ConfigError, writing
 from trainer.export.plan import ExportPlan, check_complete, export_trained, plan_export
 from trainer.loop.fit import fit
 from trainer.loop.learner import build_learner
@@ -125,8 +125,7 @@ def export_complete(run: Run, planned: ExportPlan | None) -> None:
         ExportError: as in `export_trained`.
     """
     result = run.folder.result()
-    if not restore_final_weights(run):
-        raise CheckpointError(f"{run.folder.path} is complete but not exported, and has no good checkpoint any more")
+    restore_final_weights(run)
     if run.world.is_main and result is not None:
         run.progress.log(f"{run.folder.path} is complete but not exported")
         result = export_trained(run, planned, result)

@@ -109,3 +109,14 @@ def test_weights_that_are_not_those_of_the_result_are_refused(
     assert done.returncode == 4
     assert "its last checkpoint is damaged or gone" in done.stderr
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_a_complete_run_without_a_good_checkpoint_is_not_called_untrained(
+    run_folder: Path, evaluate: Evaluate, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    for checkpoint in (folder / "checkpoints").glob("step-*"):
+        (checkpoint / "state.pt").write_bytes(b"damaged")
+    done = evaluate(folder)
+    assert done.returncode == 4
+    assert "run is complete, but has no good checkpoint any more" in done.stderr

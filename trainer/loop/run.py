@@ -184,10 +184,15 @@ def restore_final_weights(run: Run) -> bool:
     Raises:
         CheckpointError: the checkpoint with the run's final weights is damaged or gone.
     """
-    if not restore(run):
-        return False
-    run.use_final_weights()
     result = run.folder.result()
+    if not restore(run):
+        if result is None:
+            return False
+        raise CheckpointError(
+            f"{run.folder.path} is complete, but has no good checkpoint any more: restore one, or train anew in "
+            "another folder"
+        )
+    run.use_final_weights()
     if result is not None and result.weights_sha256 != weights_sha256(run.learner.model):
         raise CheckpointError(
             f"{run.folder.path} ended with other weights than those of step {run.state.step}: its last checkpoint is "

@@ -239,7 +239,7 @@ class RunFolder:
             raise ConfigError(f"--resume never, but {self.path} holds a run: choose another --run-dir")
         differences = known.fingerprint.differences(self.fingerprint)
         if differences:
-            reason = self._describe_difference(*min(differences, key=_is_consequence))
+            reason = self._describe_difference(*min(differences, key=_precedence))
             raise ConfigError(f"--run-dir {self.path}{reason}")
 
     def _describe_difference(self, name: str, theirs: Any, ours: Any) -> str:
@@ -267,6 +267,7 @@ class RunFolder:
                     ": the folder of images is not what this run is trained on: images have been added, changed or "
                     "removed since, or others are left out; undo that, or choose another --run-dir"
                 )
+        theirs, ours = ("the default" if value is None else value for value in (theirs, ours))
         return f" is of another run: its {name} is {theirs}, not {ours}; choose another folder"
 
 
@@ -309,9 +310,9 @@ def create_in_runs(kind: str, suffix: str = "") -> Path:
         return create_folder(RUNS, f"{kind}-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}{suffix}")
 
 
-def _is_consequence(difference: tuple[str, Any, Any]) -> bool:
-    """Returns whether other differences, such as that of the image size, explain this one better."""
-    return difference[0] == "dataset_sha256"
+def _precedence(difference: tuple[str, Any, Any]) -> int:
+    """Returns an order of differences: another recipe explains all others, and all others the data set's digest."""
+    return {"recipe.name": 0, "dataset_sha256": 2}.get(difference[0], 1)
 
 
 def _new_folder(recipe: str, seed: int, world: World) -> Path:

@@ -90,6 +90,7 @@ def test_the_same_run_may_enter_again(mini: Dataset, tmp_path: Path) -> None:
         ({"recipe": replace(RECIPE, epochs=3)}, "recipe.epochs is 10, not 3"),
         ({"recipe": replace(RECIPE, global_batch_size=7)}, "recipe.global_batch_size is 100, not 7"),
         ({"config": {"seed": 1}}, "seed is 0, not 1"),
+        ({"recipe": replace(RECIPE, name="other", epochs=3), "config": {"seed": 1}}, "recipe.name is mnist, not other"),
         ({"config": {"resume": "never"}}, "--resume never"),
     ],
 )
@@ -106,7 +107,7 @@ def test_a_folder_of_images_that_has_changed_is_told_but_not_where_an_option_has
     enter(config, photos, mini, ALONE)
     with pytest.raises(ConfigError, match="images have been added, changed or removed since"):
         enter(config, photos, changed, ALONE)
-    with pytest.raises(ConfigError, match=r"recipe\.square is None, not pad"):
+    with pytest.raises(ConfigError, match=r"recipe\.square is the default, not pad"):
         enter(config, replace(photos, square="pad"), changed, ALONE)
 
 
