@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from convoy.allocator import limit_arenas
 from convoy.auth import TokenFile
@@ -33,7 +34,6 @@ from serving.inference.service import InferenceService
 from serving.inference.shared_memory import SharedMemory
 from serving.models.repository import Repository
 from serving.observability.health import Health
-from serving.observability.logging import AccessLog
 from serving.observability.tracing import connect
 from serving.protocol.admin import AdminService
 
@@ -192,7 +192,6 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
     admin = AdminService(repository, health, calls=calls, version=convoy_version(), shared_memory=shared_memory)
     services = Services(inference, admin)
     tokens, tls = read_credentials(config)
-    access_log = AccessLog() if config.access_log else None
     page = PageSettings(save_images=config.save_images, num_workers=config.workers) if config.shows_page else None
     http = HttpFrontend(
         services,
@@ -208,9 +207,9 @@ def build_server(config: ServeConfig, *, is_worker: bool = False) -> Server:
         max_message_bytes=config.max_message_bytes,
         tokens=tokens,
         tls=tls,
-        access_log=access_log,
+        access_log=config.access_log,
     )
-    grpc = _build_grpc(config, services, tokens, tls, access_log, is_worker)
+    grpc = _build_grpc(config, services, tokens, tls, is_worker)
     return Server(config, repository=repository, health=health, grpc=grpc, http=http, services=services)
 
 
@@ -234,30 +233,24 @@ def _build_grpc(
     services: Services,
     tokens: TokenFile | None,
     tls: TlsFiles | None,
-    access_log: AccessLog | None,
     reuse_port: bool,
 ) -> Frontend:
     """Builds the front end for the transport that the options choose, and imports only that one."""
+    make: Callable[..., Frontend]
     if config.choose_transport()[0] == "native":
         from serving.frontends.native import NativeFrontend
 
-        return NativeFrontend(
-            services,
-            address=config.grpc_address,
-            max_message_bytes=config.max_message_bytes,
-            tokens=tokens,
-            access_log=access_log,
-            reuse_port=reuse_port,
-        )
-    from serving.frontends.grpcio import GrpcioFrontend
+        make = NativeFrontend
+    else:
+        from serving.frontends.grpcio import GrpcioFrontend
 
-    return GrpcioFrontend(
+        make = partial(GrpcioFrontend, tls=tls)
+    return make(
         services,
         address=config.grpc_address,
         max_message_bytes=config.max_message_bytes,
         tokens=tokens,
-        tls=tls,
-        access_log=access_log,
+        access_log=config.access_log,
         reuse_port=reuse_port,
     )
 

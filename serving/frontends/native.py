@@ -37,7 +37,7 @@ from serving.frontends.grpcio import GrpcioFrontend
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.models.changes import Caller
 from serving.observability.calls import method_of_rpc
-from serving.observability.logging import AccessLog, AccessLogEntry
+from serving.observability.logging import AccessLogEntry
 from serving.protocol.admin import health_response
 from serving.protocol.methods import HEALTH_WATCH, INFER
 from serving.protocol.status import OK, grpc_code, trailing_metadata
@@ -68,7 +68,7 @@ class NativeFrontend:
         address: `host:port` or `unix:/path`.
         max_message_bytes: size of the largest request that is accepted.
         tokens: of which clients must send one; None for no authentication.
-        access_log: gets an entry when a call ends.
+        access_log: whether the access log gets an entry when a call ends.
         reuse_port: whether other processes listen on the port too; the kernel spreads connections over them.
     """
 
@@ -79,7 +79,7 @@ class NativeFrontend:
         address: str,
         max_message_bytes: int,
         tokens: TokenFile | None = None,
-        access_log: AccessLog | None = None,
+        access_log: bool = False,
         reuse_port: bool = False,
     ) -> None:
         self.port = 0
@@ -160,7 +160,7 @@ class NativeFrontend:
     def _receive(self) -> None:
         """Handles events until pygrpc-native is closed."""
         limit = self._max_message_bytes
-        if self._tokens is None and self._access_log is None and self._services.inference.tracing is None:
+        if self._tokens is None and not self._access_log and self._services.inference.tracing is None:
             while (events := self._front.recv_batch(MAX_EVENTS)) is not None:
                 for kind, call_id, method, payload, peer in events:
                     # The most frequent kind of event takes the shortest path.
@@ -205,11 +205,11 @@ class NativeFrontend:
             call.fail(log_failure(path))
 
     def _begin(self, call_id: int, path: str, details: CallDetails) -> "_NativeCall":
-        if self._access_log is None:
+        if not self._access_log:
             return _NativeCall(self._front, self._calls, call_id)
         _, peer, remaining_s = details
         deadline = None if remaining_s is None else time.monotonic() + remaining_s
-        return _LoggedCall(self._front, self._calls, call_id, self._access_log.begin(path, peer), deadline)
+        return _LoggedCall(self._front, self._calls, call_id, AccessLogEntry(path, peer), deadline)
 
     def _admit(self, call: "_NativeCall", path: str, payload: bytes, metadata: Metadata) -> Principal | None:
         """Makes all checks of a call. Returns its caller; None if it needs no token."""

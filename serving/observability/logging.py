@@ -47,16 +47,8 @@ def report_startup_error(error: StartupError, log_format: LogFormat) -> None:
         print(f"error: {error}", file=sys.stderr)
 
 
-class AccessLog:
-    """Logs one line for each finished RPC: method, status, duration, peer, principal."""
-
-    def begin(self, method: str, peer: str) -> "AccessLogEntry":
-        """Starts the clock of an RPC."""
-        return AccessLogEntry(method, peer)
-
-
 class AccessLogEntry:
-    """The entry of one RPC.
+    """One line of the access log, of a call that has begun: method, status, duration, peer, principal.
 
     Attributes:
         principal: the caller; None if it has shown no valid token, or needs none.
@@ -71,7 +63,7 @@ class AccessLogEntry:
         self._began = time.monotonic()
 
     def end(self, code: int) -> None:
-        """Writes the entry, with the RPC's status code."""
+        """Writes the entry, with the call's status code."""
         seconds = time.monotonic() - self._began
         status = STATUS_NAMES.get(code, str(code))
         fields = {"method": self._method, "status": status, "seconds": round(seconds, 6), "peer": self._peer}

@@ -16,6 +16,7 @@ from serving.frontends.common.status import code_without_response, log_failure, 
 from serving.frontends.common.watches import Watches
 from serving.frontends.grpcio.rpc import deadline_after
 from serving.inference.request import RequestHandle
+from serving.observability.logging import AccessLogEntry
 from serving.observability.tracing import RequestTrace
 from serving.protocol.admin import health_response
 from serving.protocol.methods import INFER
@@ -72,7 +73,7 @@ class Call:
         self._method = method
         self._call = event.call
         self.deadline = deadline_after(event.call_details.deadline - time.time())
-        self._entry = None if queue.access_log is None else queue.access_log.begin(method.path, self.peer())
+        self._entry = AccessLogEntry(method.path, self.peer()) if queue.access_log else None
         self.principal: Principal | None = None
         self.request: RequestHandle | None = None
         self.trace: RequestTrace | None = None

@@ -25,7 +25,6 @@ from serving.frontends.grpcio.calls import Call, Method, WatchCall
 from serving.inference.request import NO_CONTEXT, RequestContext
 from serving.models.changes import Caller
 from serving.observability.calls import method_of_rpc
-from serving.observability.logging import AccessLog
 from serving.protocol.methods import HEALTH_WATCH, INFER
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class CompletionQueue:
     """
 
     def __init__(
-        self, core: Any, events: Any, services: Services, *, tokens: TokenFile | None, access_log: AccessLog | None
+        self, core: Any, events: Any, services: Services, *, tokens: TokenFile | None, access_log: bool
     ) -> None:
         self.tokens = tokens
         self.access_log = access_log
@@ -149,7 +148,7 @@ def _respond(handler: Callable[[bytes], bytes], call: Call, payload: bytes) -> N
 
 
 def attach(
-    server: grpc.Server, services: Services, *, tokens: TokenFile | None, access_log: AccessLog | None
+    server: grpc.Server, services: Services, *, tokens: TokenFile | None, access_log: bool
 ) -> CompletionQueue | None:
     """Routes unary and Watch calls to a completion queue, past the server's own handlers, before the server starts.
 

@@ -15,7 +15,6 @@ from serving.frontends.common.services import Services
 from serving.frontends.grpcio.completion_queue import attach
 from serving.frontends.grpcio.handlers import Handlers
 from serving.frontends.grpcio.streams import OpenStreams
-from serving.observability.logging import AccessLog
 
 NUM_SPARE_THREADS = 64
 """For unary RPCs, beside one thread for each open stream. Threads start when they are needed."""
@@ -47,7 +46,7 @@ class GrpcioFrontend:
         max_message_bytes: size of the largest request; gRPC's core refuses larger ones while they arrive.
         tokens: of which clients must send one, except for health checks; None for no authentication.
         tls: None for plain text.
-        access_log: gets an entry when an RPC ends.
+        access_log: whether the access log gets an entry when an RPC ends.
         reuse_port: whether other processes listen on the port too; the kernel spreads connections over them.
     """
 
@@ -59,7 +58,7 @@ class GrpcioFrontend:
         max_message_bytes: int,
         tokens: TokenFile | None = None,
         tls: TlsFiles | None = None,
-        access_log: AccessLog | None = None,
+        access_log: bool = False,
         reuse_port: bool = False,
     ) -> None:
         self.port = 0

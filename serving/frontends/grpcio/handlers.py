@@ -21,7 +21,6 @@ from serving.frontends.grpcio.streams import OpenStreams, reflect, stream_infer,
 from serving.inference.service import InferenceService
 from serving.models.changes import Caller
 from serving.observability.calls import UNKNOWN, method_of_rpc
-from serving.observability.logging import AccessLog
 from serving.observability.refusals import Refusals
 from serving.protocol.methods import HEALTH_WATCH, INFER, STREAM_INFER
 
@@ -34,9 +33,7 @@ REFLECTION = tuple(f"/grpc.reflection.{version}.ServerReflection/ServerReflectio
 class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
     """Finds the handler of an RPC, checks its token, and adds the access log."""
 
-    def __init__(
-        self, services: Services, streams: OpenStreams, *, tokens: TokenFile | None, access_log: AccessLog | None
-    ) -> None:
+    def __init__(self, services: Services, streams: OpenStreams, *, tokens: TokenFile | None, access_log: bool) -> None:
         self._tokens = tokens
         self._access_log = access_log
         self._refusals = services.inference.refusals
@@ -58,7 +55,7 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no t
         except (Unauthenticated, PermissionDenied, Unsupported) as error:
             count(error)
             handler = _refusal(error)
-        return handler if self._access_log is None else logged(handler, path, self._access_log, principal)
+        return logged(handler, path, principal) if self._access_log else handler
 
 
 def _make_handlers(

@@ -12,7 +12,7 @@ from convoy.grpc_core import as_details
 from serving.errors import ResourceExhausted, ServingError
 from serving.frontends.common.auth import check_quota
 from serving.frontends.common.status import code_without_response
-from serving.observability.logging import AccessLog
+from serving.observability.logging import AccessLogEntry
 from serving.protocol.status import OK, grpc_code, trailing_metadata
 
 _NO_DEADLINE_S = 1e9
@@ -57,13 +57,11 @@ def metered(
     return grpc.unary_unary_rpc_method_handler(unary)
 
 
-def logged(
-    handler: grpc.RpcMethodHandler, path: str, log: AccessLog, principal: Principal | None
-) -> grpc.RpcMethodHandler:
+def logged(handler: grpc.RpcMethodHandler, path: str, principal: Principal | None) -> grpc.RpcMethodHandler:
     """Returns the same handler, with an entry in the access log when the RPC ends."""
 
     def begin(context: grpc.ServicerContext) -> threading.Event:
-        entry = log.begin(path, context.peer())
+        entry = AccessLogEntry(path, context.peer())
         entry.principal = principal
         deadline = deadline_after(context.time_remaining())
         has_responded = threading.Event()

@@ -23,7 +23,6 @@ from serving.frontends.http.page import build_page
 from serving.frontends.http.responses import ErrorHandlers, json_response
 from serving.frontends.http.server import HttpServer
 from serving.frontends.http.settings import HttpSettings
-from serving.observability.logging import AccessLog
 from serving.protocol.admin import AdminService
 
 _UNSUPPORTED_PATHS = (
@@ -44,7 +43,7 @@ def build_app(
     *,
     max_body_bytes: int,
     tokens: TokenFile | None,
-    access_log: AccessLog | None,
+    access_log: bool,
     settings: HttpSettings,
 ) -> ASGIApp:
     """Returns the API, for the running event loop."""

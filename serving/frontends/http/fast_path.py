@@ -26,7 +26,7 @@ from serving.frontends.http.loop_bridge import LoopBridge, Result, start_task
 from serving.frontends.http.responses import error_response
 from serving.inference.request import NO_CONTEXT, RequestContext, RequestHandle
 from serving.inference.service import InferenceService
-from serving.observability.logging import AccessLog, AccessLogEntry
+from serving.observability.logging import AccessLogEntry
 from serving.protocol.json_infer import MAX_INLINE_OUTPUT_BYTES, JsonRequest, JsonResponse
 
 MAX_HEAD_BYTES = 2048
@@ -95,7 +95,7 @@ class FastPath:
         max_body_bytes: int,
         tokens: TokenFile | None,
         hosts: HostCheck | None,
-        access_log: AccessLog | None,
+        access_log: bool,
     ) -> None:
         self.bridge = LoopBridge(asyncio.get_running_loop())
         self.service = service
@@ -165,9 +165,7 @@ class Exchange:
             context = RequestContext(principal=principal)
         if fast_path.service.tracing is not None:
             context = RequestContext(principal=context.principal, trace=fast_path.service.tracing.begin_http({}))
-        entry = (
-            None if fast_path.access_log is None else fast_path.access_log.begin(known.method, self._connection.peer)
-        )
+        entry = AccessLogEntry(known.method, self._connection.peer) if fast_path.access_log else None
         request = fast_path.service.infer_json_if_cached(known.request(data), context, self)
         if request is None:
             return False

@@ -1,6 +1,6 @@
 """The HTTP front end: one server for the API, and one for metrics and health that the API cannot hold up."""
 
-from starlette.types import ASGIApp
+from functools import partial
 
 from convoy.auth import TokenFile
 from convoy.same_origin import host_check
@@ -11,7 +11,6 @@ from serving.frontends.http.app import build_app, build_metrics_app
 from serving.frontends.http.connections import METRICS_CONNECTIONS, max_connections
 from serving.frontends.http.server import HttpServer
 from serving.frontends.http.settings import HttpSettings
-from serving.observability.logging import AccessLog
 from serving.observability.metrics import Metrics
 
 LINGER_S = 0.25
@@ -25,7 +24,7 @@ class HttpFrontend:
         max_message_bytes: size of the largest request body, and of the largest response.
         tokens: of which clients of the API must send one, except for health checks; None for no authentication.
         tls: for the API; None for plain text. The metrics have no TLS.
-        access_log: gets an entry when a request to the API ends.
+        access_log: whether the access log gets an entry when a request to the API ends.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class HttpFrontend:
         max_message_bytes: int,
         tokens: TokenFile | None = None,
         tls: TlsFiles | None = None,
-        access_log: AccessLog | None = None,
+        access_log: bool = False,
     ) -> None:
         self.port = 0
         self.metrics_port = 0
@@ -45,26 +44,21 @@ class HttpFrontend:
         metrics_hosts = host_check(settings.metrics_host or settings.host, settings.cors_origins)
         inference = services.inference
         refusals = inference.refusals
-        self.metrics = metrics = Metrics(
-            services.admin.repository, refusals, inference.decoder, inference.message_memory
+        self.metrics = Metrics(services.admin.repository, refusals, inference.decoder, inference.message_memory)
+        build_api = partial(
+            build_app,
+            services,
+            max_body_bytes=max_message_bytes,
+            tokens=tokens,
+            access_log=access_log,
+            settings=settings,
         )
-
-        def build_api(server: HttpServer) -> ASGIApp:
-            return build_app(
-                services,
-                server,
-                max_body_bytes=max_message_bytes,
-                tokens=tokens,
-                access_log=access_log,
-                settings=settings,
-            )
-
-        def build_metrics(server: HttpServer) -> ASGIApp:
-            return build_metrics_app(services.admin, metrics.render, tokens, metrics_hosts)
-
         self._api_server = HttpServer("http", build_api, max_connections=max_connections, refusals=refusals)
         self._metrics_server = HttpServer(
-            "http-metrics", build_metrics, max_connections=lambda: METRICS_CONNECTIONS, refusals=refusals
+            "http-metrics",
+            lambda server: build_metrics_app(services.admin, self.metrics.render, tokens, metrics_hosts),
+            max_connections=lambda: METRICS_CONNECTIONS,
+            refusals=refusals,
         )
 
     def start(self) -> None:

@@ -27,7 +27,7 @@ from serving.frontends.http.auth import (
 from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
 from serving.frontends.http.settings import HttpSettings
-from serving.observability.logging import AccessLog
+from serving.observability.logging import AccessLogEntry
 from serving.observability.refusals import Refusals
 
 CORS_METHODS = ("GET", "HEAD", "POST")
@@ -42,15 +42,15 @@ def build_middleware(
     services: Services,
     server: HttpServer,
     tokens: TokenFile | None,
-    access_log: AccessLog | None,
+    access_log: bool,
     settings: HttpSettings,
     max_body_bytes: int,
 ) -> list[Middleware]:
     """Returns the middleware, outermost first: the log has refused requests too, and refusals close connections too."""
     refusals = services.inference.refusals
     middleware = []
-    if access_log is not None:
-        middleware.append(Middleware(AccessLogMiddleware, access_log=access_log))
+    if access_log:
+        middleware.append(Middleware(AccessLogMiddleware))
     if settings.cors_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -97,14 +97,13 @@ def metrics_middleware(tokens: TokenFile | None, hosts: HostCheck | None) -> lis
 class AccessLogMiddleware:
     """Writes an entry to the access log when a response has been sent."""
 
-    def __init__(self, app: ASGIApp, access_log: AccessLog) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._access_log = access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         host, port = scope["client"] or ("", 0)
         path = scope["raw_path"].decode("latin-1")  # not decoded further: it might hold a line break
-        entry = self._access_log.begin(f"{scope['method']} {path}", f"{host}:{port}")
+        entry = AccessLogEntry(f"{scope['method']} {path}", f"{host}:{port}")
         status = 0
 
         async def send_and_log(message: Message) -> None:

@@ -24,7 +24,6 @@ from serving.frontends.common.status import code_without_response
 from serving.frontends.grpcio import frontend
 from serving.frontends.grpcio.handlers import REFLECTION
 from serving.observability.health import NOT_SERVING, SERVICE_UNKNOWN, SERVING
-from serving.observability.logging import AccessLog
 from serving.protocol.methods import HEALTH_CHECK, HEALTH_WATCH, INFER, STREAM_INFER
 from tests.serving.frontends import raw_http2
 from tests.serving.frontends.callers import (
@@ -596,7 +595,7 @@ class TestStop:
 class TestAccessLog:
     @pytest.fixture
     def server(self, serve: Serve) -> Frontend:
-        return serve(access_log=AccessLog())
+        return serve(access_log=True)
 
     @pytest.mark.parametrize("path", [INFER, LIVE])
     def test_has_an_entry_for_each_rpc(

@@ -24,7 +24,6 @@ from serving.frontends.grpcio.handlers import REFLECTION
 from serving.frontends.grpcio.infer_stream import MAX_IN_FLIGHT
 from serving.frontends.grpcio.streams import OpenStreams
 from serving.observability.health import NOT_SERVING, SERVING
-from serving.observability.logging import AccessLog
 from serving.observability.refusals import Refusals
 from serving.protocol.methods import INFER, STREAM_INFER
 from tests.serving.certificates import Authority, write
@@ -305,7 +304,7 @@ class TestTls:
 class TestAccessLog:
     @pytest.fixture
     def server(self, serve: Serve) -> GrpcioFrontend:
-        return serve(access_log=AccessLog())
+        return serve(access_log=True)
 
     def test_contains_streams_and_unknown_rpcs(
         self, channel: grpc.Channel, log_entries: Callable[[int], list[tuple[str, str]]]

@@ -7,11 +7,11 @@ import sys
 SCRIPT = """
 import logging, warnings
 from convoy.auth import Principal
-from serving.observability.logging import AccessLog, set_up_logging
+from serving.observability.logging import AccessLogEntry, set_up_logging
 set_up_logging({format!r})
 logging.getLogger("serving.x").info("hello %s", "there")
 logging.getLogger("someone.else").info("not wanted")
-entry = AccessLog().begin("/a/B", "ipv4:1.2.3.4:5")
+entry = AccessLogEntry("/a/B", "ipv4:1.2.3.4:5")
 entry.end(8)
 entry.principal = Principal("alice", frozenset())
 entry.end(0)

@@ -18,7 +18,6 @@ from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpFrontend, fast_path, infer
 from serving.frontends.http.fast_path import Exchange
-from serving.observability.logging import AccessLog
 from serving.protocol.json_infer import JsonEncoder
 from tests.serving.fake_repository import (
     PATIENCE_S,
@@ -288,7 +287,7 @@ class TestTokens:
         self, start: Start, on_fast_path: list[bool], path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "serving.access")
-        server = start(tokens=TokenFile(path, SCOPES), access_log=AccessLog())
+        server = start(tokens=TokenFile(path, SCOPES), access_log=True)
         whole = request(more="Authorization: Bearer secret\r\n")
         with connect(server) as connection:
             assert [exchange(connection, whole)[0] for _ in range(3)] == [200, 200, 200]

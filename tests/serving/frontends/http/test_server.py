@@ -27,7 +27,6 @@ from serving.frontends.common.auth import SCOPES
 from serving.frontends.common.services import Services
 from serving.frontends.http import HttpFrontend, HttpSettings
 from serving.frontends.http.executor import MAX_INLINE_BYTES
-from serving.observability.logging import AccessLog
 from serving.protocol.json_codec import parse_request
 from serving.protocol.json_responses import render_response
 from tests.serving.certificates import Authority, write
@@ -282,7 +281,7 @@ class TestEventLoops:
 class TestAccessLog:
     def test_has_an_entry_for_each_request(self, start: Start, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "serving.access")
-        server = start(access_log=AccessLog())
+        server = start(access_log=True)
         httpx.post(url(server, INFER), json=REQUEST)
         httpx.get(url(server, "/v2/models/no%0Athing"))
         server.stop(5)  # an entry is written after the response
