@@ -87,13 +87,8 @@ def export_run(config: ExportConfig) -> None:
             progress.log(describe(run))
             name = config.name or run.folder.model_name + ("-int8" if config.int8 else "")
             publish = export_int8 if config.int8 else export
-            options = ExportOptions(
-                promote=config.promote,
-                thorough=config.thorough,
-                export_views=config.export_views,
-                device=device,
-            )
-            publish(run, repository_model(run, config.model_repository, name), run.folder.result(), options)
+            model, options = repository_model(run, config.model_repository, name), ExportOptions.of(config, device)
+            publish(run, model, run.folder.result(), options)
 
 
 def open_run(config: EvaluateConfig | ExportConfig, world: World, progress: Progress) -> tuple[Run, Dataset]:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 
 from convoy.preprocessing import Method
-from trainer.config import TrainConfig, flag_of
+from trainer.config import ExportConfig, TrainConfig, flag_of
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError, ExportError, TrainerError
 from trainer.export.quality import QualityError
@@ -33,6 +34,10 @@ class ExportOptions:
     export_views: bool = False
     device: torch.device
 
+    @classmethod
+    def of(cls, config: TrainConfig | ExportConfig, device: torch.device) -> Self:
+        return cls(promote=config.promote, thorough=config.thorough, export_views=config.export_views, device=device)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
@@ -53,12 +58,7 @@ def plan_export(run: Run, config: TrainConfig) -> ExportPlan | None:
         return None
     name = config.name or default_model_name(run.recipe.dataset, run.recipe.name)
     model = repository_model(run, config.model_repository, name)
-    options = ExportOptions(
-        promote=config.promote,
-        thorough=config.thorough,
-        export_views=config.export_views,
-        device=run.world.device,
-    )
+    options = ExportOptions.of(config, run.world.device)
     if run.world.is_main:
         try:
             model.check()
