@@ -18,7 +18,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from trainer.models.head import run_once
 
@@ -90,14 +89,14 @@ class BatchNormSums:
         Args:
             num_images: images of the shard.
         """
-        handles: list[RemovableHandle] = []
         if num_images > 1 or not self._norms:  # no norm gets a single value
             yield
             return
         means, variances = (part.split(self._sizes) for part in self._old.split(sum(self._sizes)))
-        for norm, mean, variance in zip(self._norms, means, variances, strict=True):
-            hook = partial(_use_running_statistics, mean=mean, variance=variance)
-            handles.append(norm.register_forward_pre_hook(hook))
+        handles = [
+            norm.register_forward_pre_hook(partial(_use_running_statistics, mean=mean, variance=variance))
+            for norm, mean, variance in zip(self._norms, means, variances, strict=True)
+        ]
         try:
             yield
         finally:
