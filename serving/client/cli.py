@@ -124,18 +124,19 @@ class StatusConfig:
 
 def main(arguments: Sequence[str], *, prog: str = "python -m serving.client") -> NoReturn:
     """Runs the verb and ends the process."""
-
-    def run_classify(rest: Sequence[str]) -> int:
-        return classify(parse(ClassifyConfig, rest, f"{prog} classify"))
-
-    def run_status(rest: Sequence[str]) -> int:
-        return status(parse(StatusConfig, rest, f"{prog} status"))
-
     verbs = {
-        "classify": Verb("classify images with a model of a server", run_classify),
-        "status": Verb("show a server's models and their states", run_status),
+        "classify": Verb(
+            "classify images with a model of a server",
+            lambda rest: classify(parse(ClassifyConfig, rest, f"{prog} classify")),
+        ),
+        "status": Verb(
+            "show a server's models and their states", lambda rest: status(parse(StatusConfig, rest, f"{prog} status"))
+        ),
     }
-    sys.exit(_exit_code(lambda: run_verb(prog, verbs, arguments)))
+    try:
+        sys.exit(run_verb(prog, verbs, arguments))
+    except ClientError as error:
+        sys.exit(report(error))
 
 
 def classify(config: ClassifyConfig) -> int:
@@ -194,14 +195,6 @@ def parse(kind: type[Config], arguments: Sequence[str], prog: str, description: 
     pairs_off = (tyro.conf.FlagCreatePairsOff,)
     options: Config = parse_options(kind, arguments, prog=prog, description=description, config=pairs_off)
     return options
-
-
-def _exit_code(command: Callable[[], int]) -> int:
-    """Runs a command. If it fails, prints the error in one line."""
-    try:
-        return command()
-    except ClientError as error:
-        return report(error)
 
 
 def report(error: ClientError) -> int:

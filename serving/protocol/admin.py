@@ -3,7 +3,6 @@
 HTTP calls the methods that return messages; gRPC front ends look up a method's path in `AdminService.unary`.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,8 +22,6 @@ from serving.protocol.grpc_codec import decode, parameter_values
 from serving.protocol.handling import handler
 from serving.protocol.methods import HEALTH_CHECK, INFERENCE_SERVICE
 from serving.protocol.shared_memory import SharedMemoryService
-
-logger = logging.getLogger(__name__)
 
 SERVER_NAME = "convoy"
 EXTENSIONS = (
@@ -87,8 +84,8 @@ class AdminService:
             unary |= self.shared_memory.unary
         blocking = {
             **self.control.blocking,
-            f"/{INFERENCE_SERVICE}/RepositoryModelLoad": self._load,
-            f"/{INFERENCE_SERVICE}/RepositoryModelUnload": self._unload,
+            f"/{INFERENCE_SERVICE}/RepositoryModelLoad": handler(pb.RepositoryModelLoadRequest, self._load),
+            f"/{INFERENCE_SERVICE}/RepositoryModelUnload": handler(pb.RepositoryModelUnloadRequest, self._unload),
         }
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {
             path: calls.counted(method_of_rpc(path), handler) for path, handler in unary.items()
@@ -202,19 +199,13 @@ class AdminService:
         )
         return handlers
 
-    def _load(self, payload: bytes, caller: Caller) -> bytes:
-        def load(request: pb.RepositoryModelLoadRequest) -> pb.RepositoryModelLoadResponse:
-            self.load(request.model_name, parameter_values(request.parameters), caller)
-            return pb.RepositoryModelLoadResponse()
+    def _load(self, request: pb.RepositoryModelLoadRequest, caller: Caller) -> pb.RepositoryModelLoadResponse:
+        self.load(request.model_name, parameter_values(request.parameters), caller)
+        return pb.RepositoryModelLoadResponse()
 
-        return handler(pb.RepositoryModelLoadRequest, load)(payload)
-
-    def _unload(self, payload: bytes, caller: Caller) -> bytes:
-        def unload(request: pb.RepositoryModelUnloadRequest) -> pb.RepositoryModelUnloadResponse:
-            self.unload(request.model_name, parameter_values(request.parameters), caller)
-            return pb.RepositoryModelUnloadResponse()
-
-        return handler(pb.RepositoryModelUnloadRequest, unload)(payload)
+    def _unload(self, request: pb.RepositoryModelUnloadRequest, caller: Caller) -> pb.RepositoryModelUnloadResponse:
+        self.unload(request.model_name, parameter_values(request.parameters), caller)
+        return pb.RepositoryModelUnloadResponse()
 
 
 def watched_service(payload: bytes) -> str:

@@ -77,13 +77,10 @@ class ControlService:
                 promotions.unpin(name, caller)
 
     def _change(self, kind: type[Message], verb: str) -> Callable[[bytes, Caller], bytes]:
-        def handle(payload: bytes, caller: Caller) -> bytes:
-            def respond(request: Any) -> pb.ModelState:
-                return self.change(verb, request.name, getattr(request, "version", 0), caller)
+        def respond(request: Any, caller: Caller) -> pb.ModelState:
+            return self.change(verb, request.name, getattr(request, "version", 0), caller)
 
-            return handler(kind, respond)(payload)
-
-        return handle
+        return handler(kind, respond)
 
     def _state(self, name: str, entries: list[IndexEntry]) -> pb.ModelState:
         serving, standing = self._repository.standing(name)

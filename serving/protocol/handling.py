@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from google.protobuf.message import Message
 
@@ -11,27 +11,31 @@ from serving.protocol.grpc_codec import decode
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+
 MAX_BYTES = 512 << 10
 """Of a message without tensors. The longest has a configuration of 64 thousand characters. Countless parameters of a
 load would cost fourteen times their bytes, and half a second a megabyte."""
 
 
-def handler(kind: type[Message], respond: Callable[[Any], Message]) -> Callable[[bytes], bytes]:
+def handler(
+    kind: type[Message], respond: Callable[Concatenate[Any, P], Message]
+) -> Callable[Concatenate[bytes, P], bytes]:
     """Returns a function from a serialised request to a serialised response, which raises ServingErrors alone.
 
     Args:
         kind: of the request.
-        respond: takes the request, returns the response.
+        respond: takes the request, and whatever else the function is called with; returns the response.
     """
 
-    def handle(payload: bytes) -> bytes:
+    def handle(payload: bytes, /, *args: P.args, **kwargs: P.kwargs) -> bytes:
         if len(payload) > MAX_BYTES:
             raise InvalidArgument(
                 f"the {kind.__name__} of {len(payload)} bytes is too long: at most {MAX_BYTES} are accepted"
             )
         request = decode(kind, payload)
         try:
-            response: bytes = respond(request).SerializeToString()
+            response: bytes = respond(request, *args, **kwargs).SerializeToString()
             return response
         except ServingError:
             raise
