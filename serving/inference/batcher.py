@@ -21,13 +21,12 @@ from itertools import zip_longest
 
 from serving.backends import Backend
 from serving.errors import DeadlineExceeded, ResourceExhausted, ServingError, Unavailable
-from serving.inference.answers import Answers
 from serving.inference.batch import ComputedBatch, QueuedRequest
 from serving.inference.instance import MAX_FAILED_BATCHES, Instance, RunOverdue
 from serving.inference.priority_queue import PriorityQueue
 from serving.inference.rate_limiter import Turn
 from serving.inference.request_queue import BatchLimits, RequestQueue
-from serving.inference.responder import Responder
+from serving.inference.responder import Responder, ResponseThread
 from serving.inference.response_cache import VersionCache
 from serving.inference.watchdog import Watchdog
 from serving.observability.statistics import BatchTrigger, Statistics
@@ -87,12 +86,12 @@ class Batcher:
         self._is_open = True  # neither closing nor unhealthy
         self._ns_per_row = 0.0
         self._stopping = threading.Event()
-        self._answers = Answers(name, statistics, cache)
+        self._responder = Responder(name, statistics, cache)
         self._instances = [
             Instance(name, backend, limits.max_batch_size > 0, check, turn)
             for backend, turn in zip_longest(backends, turns)
         ]
-        self._responder: Responder | None = None
+        self._response_thread: ResponseThread | None = None
         self._watchdog: Watchdog | None = None
         self._threads = [
             threading.Thread(target=self._work, args=(instance,), name=f"{name}-{index}", daemon=True)
@@ -160,7 +159,7 @@ class Batcher:
             BatcherClosed: `close` has been called.
         """
         if self._cache is not None and self._is_open and (outputs := self._cache.find(request)) is not None:
-            self._answers.succeed_from_cache(request, outputs)
+            self._responder.respond_from_cache(request, outputs)
             return
         with self._lock:
             if self._is_open and self._queue.add(request):
@@ -177,7 +176,7 @@ class Batcher:
         """Answers a request that has no buffers yet, if its outputs are in the cache. Returns whether they are."""
         outputs = self._cache.look_up(request) if self._cache is not None and self._is_open else None
         if outputs is not None:
-            self._answers.succeed_from_cache(request, outputs)
+            self._responder.respond_from_cache(request, outputs)
         return outputs is not None
 
     def cancel(self, request: QueuedRequest) -> None:
@@ -205,8 +204,8 @@ class Batcher:
             self._cache.close()
         if self._watchdog is not None:
             self._watchdog.stop()
-        if self._responder is not None:
-            self._responder.close()
+        if self._response_thread is not None:
+            self._response_thread.close()
 
     # ---- The queue. `_lock` is held ---------------------------------------------------------------------------------
 
@@ -248,10 +247,10 @@ class Batcher:
         limit_s = self._limits.batch_timeout_s
         try:
             if any(backend.uses_gpu for backend in self._backends):
-                self._responder = Responder(self._name, self._answer, 2 * len(self._backends))
+                self._response_thread = ResponseThread(self._name, self._answer, 2 * len(self._backends))
             if limit_s:
                 self._watchdog = Watchdog(self._name, self._instances, limit_s, self._lock, self._abandon)
-            self._respond = self._answer if self._responder is None else self._responder.hand_over
+            self._respond = self._answer if self._response_thread is None else self._response_thread.hand_over
             for thread in self._threads:
                 thread.start()
         except RuntimeError:
@@ -304,7 +303,7 @@ class Batcher:
                     self._changed.notify()
         for request in expired:
             error = DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}")
-            self._answers.fail(request, error, "REJECTED")
+            self._responder.fail(request, error, "REJECTED")
         if requests:
             for result in instance.run_batch(requests, trigger):
                 if isinstance(result, ComputedBatch):
@@ -314,7 +313,7 @@ class Batcher:
         return True
 
     def _answer(self, batch: ComputedBatch) -> None:
-        answered_ns = self._answers.succeed(batch)
+        answered_ns = self._responder.respond(batch)
         if (watch := self.watch) is not None:
             watch(batch, answered_ns)
         self._ns_per_row += 0.1 * ((answered_ns - batch.times_ns[0]) / batch.rows - self._ns_per_row)
@@ -323,7 +322,7 @@ class Batcher:
 
     def _fail_batch(self, requests: Sequence[QueuedRequest], error: ServingError) -> None:
         for request in requests:
-            self._answers.fail(request, error, "BACKEND")
+            self._responder.fail(request, error, "BACKEND")
         with self._lock:
             self._num_running -= len(requests)
 
@@ -382,7 +381,7 @@ class Batcher:
             self._is_open = False
             waiting = self._queue.clear()
         for request in waiting:
-            self._answers.fail(request, self._unhealthy_error(), "REJECTED")
+            self._responder.fail(request, self._unhealthy_error(), "REJECTED")
         self.on_health_change()
 
     def _recover(self, instance: Instance) -> None:

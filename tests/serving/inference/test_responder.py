@@ -64,7 +64,7 @@ def test_a_gpu_computes_on_while_responses_are_encoded(encoding: threading.Event
     assert made.statistics.snapshot().success.count == 2
 
 
-def test_the_batches_that_wait_for_the_responder_are_bounded(encoding: threading.Event) -> None:
+def test_the_batches_that_wait_for_the_response_thread_are_bounded(encoding: threading.Event) -> None:
     made = Harness(GpuDoubler(), max_batch_size=1)
     requests = submit(made, encoding, 20)
     for _ in range(4):  # one is being encoded, two wait, and the instance holds one
@@ -75,7 +75,7 @@ def test_the_batches_that_wait_for_the_responder_are_bounded(encoding: threading
     assert [request.result for request in requests] == [[[2, 2]]] * 20, "closing answers all"
 
 
-def test_errors_need_no_responder(encoding: threading.Event) -> None:
+def test_errors_need_no_response_thread(encoding: threading.Event) -> None:
     made = Harness(GpuDoubler(fails="no luck"))
     (request,) = submit(made, encoding, 1)
     assert isinstance(request.wait(), Internal)
