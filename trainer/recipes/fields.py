@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, list_names
 from trainer.recipes import Recipe
 from trainer.typed_values import as_text, convert, describe_kind, parse, unknown_field
 
@@ -24,6 +24,7 @@ LIMITS = {
     "num_validation": (0, math.inf),
 }
 """Smallest and largest value of a field; other numbers must not be negative, and a recipe's parts check themselves."""
+_SHOWN_BY = "`convoy recipes NAME` shows a recipe's fields"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +89,7 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, str]:
         name, equals, value = assignment.partition("=")
         if not equals or not name.strip():
             what = f"--set {assignment}".strip()
-            raise ConfigError(
-                f"{what}: write FIELD=VALUE, such as augment.shift=2; `convoy recipes NAME` shows a recipe's fields"
-            )
+            raise ConfigError(f"{what}: write FIELD=VALUE, such as augment.shift=2; {_SHOWN_BY}")
         values[name.strip()] = value.strip()
     return values
 
@@ -171,8 +170,8 @@ def _set_field(holder: Any, path: str, full_path: str, text: str, recipe: Recipe
             raise ConfigError(f"--set {full_path}: {full_path.removesuffix(f'.{rest}')} has no fields of its own")
         value = _set_field(nested, rest, full_path, text, recipe)
     elif is_dataclass(old) or isinstance(old, dict):
-        names = (each for each in _names(recipe) if each.startswith(f"{full_path}."))
-        raise ConfigError(f"--set {full_path}: set one of its fields: {', '.join(names)}")
+        names = [each for each in _names(recipe) if each.startswith(f"{full_path}.")]
+        raise ConfigError(f"--set {full_path}: set one of its fields: {list_names(names)}; {_SHOWN_BY}")
     else:
         value = parse(hints[name], text, full_path)
         _check_limits(full_path, value)

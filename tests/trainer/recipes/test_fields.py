@@ -58,7 +58,11 @@ def test_a_text_becomes_a_value_of_the_fields_type(assignment: str, name: str, v
         ("augment.shft=2", "no field 'augment.shft': did you mean augment.shift"),
         ("lr=1", "no field 'lr': did you mean param_groups.filters.lr or param_groups.matrices.lr"),
         ("zzz=2", "no field 'zzz': `convoy recipes NAME` lists a recipe's fields"),
-        ("augment=1", "--set augment: set one of its fields: augment.crop_area, "),
+        (
+            "augment=1",
+            "--set augment: set one of its fields: augment.crop_area, augment.crop_ratio, augment.flip and 15 more; "
+            "`convoy recipes NAME` shows a recipe's fields",
+        ),
         ("param_groups.filters=1", "--set param_groups.filters: set one of its fields: param_groups.filters.lr"),
         ("param_groups.filter.lr=1", "no field 'param_groups.filter.lr': did you mean param_groups.filters.lr"),
         ("epochs.x=1", "--set epochs.x: epochs has no fields of its own"),
