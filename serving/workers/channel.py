@@ -90,7 +90,7 @@ class Channel:
                 kind, number, *content = self._connection.recv()
                 if kind == "call":
                     self._threads.submit(self._answer, number, *content)
-                elif (future := self._waiting.get(number)) is not None:
+                elif (future := self._waiting.pop(number, None)) is not None:
                     _resolve(future, *content)
         except (EOFError, OSError, RuntimeError):  # RuntimeError: `close` has ended the threads
             pass

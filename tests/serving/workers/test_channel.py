@@ -4,7 +4,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -79,6 +79,19 @@ def test_the_end_of_the_other_side_ends_calls(pair: Pair) -> None:
     with pytest.raises(Unavailable, match="has ended"):
         one.call("echo")
     one.tell("echo")
+
+
+def test_the_end_of_the_other_side_is_noticed_before_the_caller_has_taken_its_answer(pair: Pair) -> None:
+    """A worker would outlive its supervisor."""
+    ended = threading.Event()
+    one, other = pair(lambda name, argument: None, ended.set)
+    answered, unanswered = one._waiting[7], one._waiting[8] = Future[str](), Future[str]()
+    other._send(("answer", 7, "value", None))
+    other.close()
+    assert ended.wait(PATIENCE_S)
+    assert answered.result(0) == "value"
+    with pytest.raises(Unavailable, match="has ended"):
+        unanswered.result(0)
 
 
 def test_a_caller_who_has_gone_waits_for_no_turn(pair: Pair) -> None:
