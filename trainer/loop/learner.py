@@ -69,8 +69,9 @@ class Learner:
         """The network that `predict` computes: that of the averaged weights, or of the trained ones."""
         return self.model if self.average is None else self.average.model
 
-    def predict(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns logits for one view of each image, as the exported model computes them: in float32.
+    @torch.inference_mode()
+    def predict(self, pixels: torch.Tensor, views: TestTimeViews = "one") -> torch.Tensor:
+        """Returns the mean of the logits over views of each image, as the exported model computes them: in float32.
 
         Args:
             pixels: uint8 `[B, C, H, W]`.
@@ -78,25 +79,18 @@ class Learner:
         Returns:
             float32 `[B, classes]`.
         """
-        return self._predict(pixels, "one")
-
-    def predict_with_views(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Returns the mean of the logits over the recipe's test-time views, for the same arguments."""
-        return self._predict(pixels, self.recipe.test_time_views)
+        model = self.evaluated_model.eval()
+        with without_tf32():
+            return average_views(model, pixels, views)
 
     def evaluate(self, images: Images, indices: torch.Tensor | None, world: World) -> Evaluation:
         """Evaluates images as `evaluate` does, with the recipe's test-time views as a second figure if it has several.
 
         All ranks call this.
         """
-        with_views = None if self.recipe.test_time_views == "one" else self.predict_with_views
+        views = self.recipe.test_time_views
+        with_views = None if views == "one" else partial(self.predict, views=views)
         return evaluate(self.predict, images, indices, world, predict_with_views=with_views)
-
-    @torch.inference_mode()
-    def _predict(self, pixels: torch.Tensor, views: TestTimeViews) -> torch.Tensor:
-        model = self.evaluated_model.eval()
-        with without_tf32():
-            return average_views(model, pixels, views)
 
     def rehearse(self, batches: Iterable[Batch]) -> None:
         """Runs steps on this rank alone, and takes back what they change."""

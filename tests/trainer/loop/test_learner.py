@@ -154,7 +154,7 @@ def test_the_recipes_test_time_views_are_a_second_figure(mini: Dataset, tmp_path
     with torch.no_grad():
         expected = (learner.model(pixels) + learner.model(pixels.flip(-1))) / 2
         one_view = learner.model(pixels)
-    assert torch.allclose(learner.predict_with_views(pixels), expected, atol=1e-6)
+    assert torch.allclose(learner.predict(pixels, learner.recipe.test_time_views), expected, atol=1e-6)
     assert torch.allclose(learner.predict(pixels), one_view, atol=1e-6)
     seen = learner.evaluate(mini.train, torch.arange(10), ALONE)
     assert torch.equal(seen.predicted, one_view.argmax(dim=1))
