@@ -203,14 +203,14 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def server_sent_event(kind: str, data: object, number: int | None = None) -> str:
+def server_sent_event(kind: str, data: object, identity: int | str | None = None) -> str:
     """Returns an event as a browser's EventSource reads it.
 
     https://html.spec.whatwg.org/multipage/server-sent-events.html
 
     Args:
         data: what JSON can hold.
-        number: the event's id, after which a client that connects again asks to go on.
+        identity: the event's id, after which a client that connects again asks to go on.
     """
-    name = "" if number is None else f"id: {number}\n"
+    name = "" if identity is None else f"id: {identity}\n"
     return f"{name}event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

@@ -209,11 +209,11 @@ class Methods:
 
     async def _chunks(self, chunks: Iterator[LogChunk]) -> AsyncGenerator[LogChunk]:
         loop = asyncio.get_running_loop()
-        is_first = True  # it tells where the log begins: a caller may lose the connection before anything is written
+        attempt = 0  # a piece tells where it begins: a caller may lose the connection before anything is written
         while (chunk := await loop.run_in_executor(self._logs, next, chunks, None)) is not None:
-            if chunk.content or is_first:
+            if chunk.content or chunk.end.attempt != attempt:
                 yield chunk
-            is_first = False
+            attempt = chunk.end.attempt
 
     async def _in_thread(self, act: Callable[..., T], *arguments: object, **named: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(act, *arguments, **named))

@@ -20,10 +20,18 @@ from tests.trainer.service.service_process import QUICK, SLOW, Service, spec
 from trainer.records.mistakes import Mistake, write_mistakes
 from trainer.service.json_values import spec_json
 
+UNEVEN_LOG = "[rank 1] äöü€ß\nplain\n[rank 1] ß\n[rank 1] 😀\n"
 TWO_RANKS = (
     "import sys, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True);"
     "print('of torchrun\\n[rank 0] a\\n[rank 1] b\\n[rank 0] c');(run / 'result.json').write_text('{}')"
 )
+UNEVEN = (
+    "import os, sys, time, pathlib; run = pathlib.Path(sys.argv[1]); run.mkdir(parents=True, exist_ok=True);"
+    f"content = {UNEVEN_LOG.encode()!r};"
+    "[(os.write(1, content[at:at + 5]), time.sleep(0.05)) for at in range(0, len(content), 5)];"
+    "(run / 'result.json').write_text('{}')"
+)
+"""Cuts characters and lines into pieces."""
 
 
 KUBERNETES = {"engine": "kubernetes", "engine_options": {"template": "/etc/passwd"}}
@@ -153,6 +161,39 @@ def test_the_lines_of_one_rank(api: httpx.Client, tmp_path: Path) -> None:
     assert api.get(logs, params={"tail": 1}).text == "[rank 0] c\n"
     refused = api.get(logs, params={"rank": 2})
     assert (refused.status_code, refused.json()) == (400, {"error": "rank 2: the job has the ranks 0 to 1"})
+
+
+def read_log(api: httpx.Client, number: int, after: str, at_most: int, **parameters: Any) -> tuple[str, str]:
+    """Returns some events' texts, and the id of the last one; then the connection is lost."""
+    headers = {"accept": "text/event-stream", **({"last-event-id": after} if after else {})}
+    with api.stream("GET", f"/v1/jobs/{number}/logs", headers=headers, params=parameters) as response:
+        if response.status_code == 204:
+            return "", "no more"
+        text = ""
+        for line in response.iter_lines():
+            name, _, value = line.partition(": ")
+            if name == "id":
+                after = value
+            elif name == "data":
+                text += json.loads(value)["text"]
+                at_most -= 1
+                if not at_most:
+                    break
+        return text, after
+
+
+def test_a_log_goes_on_after_a_lost_connection_without_loss_or_repetition(api: httpx.Client, tmp_path: Path) -> None:
+    number = api.post("/v1/jobs", json=body(tmp_path, UNEVEN, ranks=2)).json()["id"]
+    for rank, expected in (({}, UNEVEN_LOG), ({"rank": 1}, UNEVEN_LOG.replace("[rank 1] ", "").replace("plain\n", ""))):
+        found, after = "", ""
+        while after != "no more":
+            text, after = read_log(api, number, after, 1, follow=True, **rank)
+            found += text
+        assert found == expected
+    middle = "1:" + str(len("[rank 1] äöü€".encode()))
+    assert api.get(f"/v1/jobs/{number}/logs", params={"after": middle, "rank": 1}).text == "ß\n" * 2 + "😀\n"
+    refused = api.get(f"/v1/jobs/{number}/logs", params={"after": "17"})
+    assert (refused.status_code, refused.json()["error"].startswith("after=17: must be ATTEMPT:OFFSET")) == (400, True)
 
 
 def test_errors_have_a_status_and_one_sentence(api: httpx.Client, tmp_path: Path) -> None:

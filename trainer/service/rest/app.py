@@ -18,7 +18,7 @@ from trainer.service.json_values import capacity_json, job_json, plan_json
 from trainer.service.messages import USER, to_spec
 from trainer.service.methods import Methods
 from trainer.service.operations import LogRange
-from trainer.service.rest.events import lines, server_sent
+from trainer.service.rest.events import LogEvents, lines, server_sent, write_event
 from trainer.service.rest.openapi import describe_api
 from trainer.service.rest.requests import (
     LIVE,
@@ -27,12 +27,14 @@ from trainer.service.rest.requests import (
     flag,
     integer,
     parse_integer,
+    parse_position,
     path_number,
     read_message,
 )
 from trainer.service.rest.responses import HANDLERS, json_response, stream_headers
 
 T = TypeVar("T")
+_EVENTS = "text/event-stream"
 
 
 def build_app(methods: Methods, *, pages: Sequence[BaseRoute] = ()) -> ASGIApp:
@@ -120,22 +122,32 @@ class _Endpoints:
             return Response(status_code=204)
         headers = stream_headers()
         if request.method == "HEAD":
-            return Response(headers=headers, media_type="text/event-stream")
+            return Response(headers=headers, media_type=_EVENTS)
         events = self._while_valid(request, await self._methods.watch(caller, number, after))
-        return StreamingResponse(server_sent(events), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(server_sent(events, write_event), headers=headers, media_type=_EVENTS)
 
     async def stream_logs(self, request: Request) -> Response:
+        """Streams a job's output: as text, or as events, after whose ids a client that lost the connection goes on."""
         caller, number = self._caller(request), path_number(request)
+        last, after = request.headers.get("last-event-id"), request.query_params.get("after")
+        place = parse_position(last, "Last-Event-ID") if last else parse_position(after, "after") if after else None
         wanted = LogRange(
             follow=flag(request, "follow"),
             tail=integer(request, "tail"),
             attempt=integer(request, "attempt"),
             rank=integer(request, "rank"),
+            after=place,
         )
+        kind = _EVENTS if _EVENTS in request.headers.get("accept", "") else "text/plain"
+        if kind == _EVENTS and place is not None:
+            job = await self._methods.get(caller, number)
+            if job.state in FINAL and place.attempt > job.attempt:
+                return Response(status_code=204)
         chunks = self._while_valid(request, await self._methods.open_log(caller, number, wanted))
         if request.method == "HEAD":
-            return Response(headers=stream_headers(), media_type="text/plain")
-        return StreamingResponse(lines(chunks), headers=stream_headers(), media_type="text/plain")
+            return Response(headers=stream_headers(), media_type=kind)
+        content = server_sent(chunks, LogEvents().write) if kind == _EVENTS else lines(chunks)
+        return StreamingResponse(content, headers=stream_headers(), media_type=kind)
 
     async def get_mistakes(self, request: Request) -> Response:
         return json_response({"epochs": await self._methods.mistakes(self._caller(request), path_number(request))})

@@ -178,13 +178,15 @@ _OPERATIONS = {
         ),
     ),
     "stream_logs": _Operation(
-        "Output of a job",
-        {"200": "text/plain"},
+        "Output of a job; with Accept: text/event-stream as events, which have their place in the log as id",
+        {"200": "text/plain", "204": None},
         parameters=(
             _parameter("follow", "Go on until the job has ended.", _FLAG),
             _parameter("tail", "Begin with the last lines only.", _COUNT),
             _parameter("attempt", "Another attempt than the last one.", _COUNT),
             _parameter("rank", "Only the output of this rank.", _COUNT),
+            _parameter("after", "Only what follows this place, the id of an event: ATTEMPT:OFFSET.", _TEXT),
+            _parameter("Last-Event-ID", "The same, as browsers send it when they reconnect.", _TEXT, place="header"),
         ),
     ),
     "get_mistakes": _Operation(

@@ -1,6 +1,7 @@
 """Reads requests, within limits of size and time, and refuses those that another web page sends."""
 
 import asyncio
+import re
 from typing import TypeVar
 
 from google.protobuf import json_format
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from convoy.same_origin import HostCheck, is_own_page
 from trainer.errors import ConfigError
 from trainer.service.jobs import MAX_NUMBER
+from trainer.service.logs import Position
 from trainer.service.rest.responses import json_response
 
 M = TypeVar("M", bound=Message)
@@ -21,6 +23,7 @@ MAX_BODY_BYTES = 1024 * 1024
 HEALTH_PATHS = LIVE, READY = "/v1/health/live", "/v1/health/ready"
 BODY_S = 30.0
 """Longest time that a request's body may take to arrive."""
+_POSITION = re.compile(r"([0-9]{1,9}):([0-9]{1,18})")
 
 
 async def read_message(request: Request, message: M) -> M:
@@ -61,6 +64,18 @@ def parse_integer(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= MAX_NUMBER):
         raise ConfigError(f"{name}={text[:40]}: must be a whole number from 0 to {MAX_NUMBER}")
     return int(text)
+
+
+def parse_position(text: str, name: str) -> Position:
+    """Returns the place in a job's logs that `ATTEMPT:OFFSET` names.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    found = _POSITION.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"{name}={text[:40]}: must be ATTEMPT:OFFSET, the id of an event of this log")
+    return Position(int(found[1]), int(found[2]))
 
 
 def flag(request: Request, name: str) -> bool:
