@@ -3,16 +3,19 @@
 import re
 import subprocess
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from convoy.cli import VERBS
+from convoy.cli import VERBS, completion_script
 from tests.conftest import ROOT
+from trainer.service.settings import ServiceConfig
 
 PATTERNS = ("*.md", "docs/**/*.md", "deploy/**/*.md", "benchmarks/**/*.md")
 PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
+OPTION = re.compile(r"--[a-z][a-z0-9-]*[a-z0-9]")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 
@@ -37,6 +40,25 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_commands_have_verbs_that_exist(page: Path) -> None:
     verbs = re.findall(r"^\$ convoy ([a-z]+)|`convoy ([a-z]+)", page.read_text(), flags=re.MULTILINE)
     assert {first or second for first, second in verbs} <= set(VERBS)
+
+
+OPTIONS_OF_OTHERS = {
+    "kubectl": "--for --from-file --prefix --previous --timeout --docker-password --docker-server --docker-username",
+    "builders of images": "--all --build-arg --manifest --output --platform --push --volume",
+    "torchrun and Slurm": "--max-restarts --nnodes --ntasks-per-node --rdzv --rdzv-backend --signal",
+    "curl, mypy, TensorBoard": "--data-binary --strict --logdir",
+    "benchmarks": "--peer --peers --rounds --triton",
+    "convoy itself": "--completion",
+}
+
+
+def test_options_exist() -> None:
+    known = {f"--{field.name.replace('_', '-')}" for field in fields(ServiceConfig)}
+    known.update(OPTION.findall(completion_script("bash") + " ".join(OPTIONS_OF_OTHERS.values())))
+    folders = (ROOT, ROOT / "docs", ROOT / "deploy", ROOT / "deploy/docker")  # decisions and results tell of their time
+    pages = [page for page in PAGES if page.parent in folders and page.name != "CHANGELOG.md"]
+    named = {(page.name, option) for page in pages for option in OPTION.findall(page.read_text())}
+    assert sorted((page, option) for page, option in named if option not in known) == []
 
 
 def test_the_readme_is_short() -> None:
