@@ -1,5 +1,7 @@
 """The infer endpoint."""
 
+from contextlib import suppress
+
 from starlette.types import Receive, Scope, Send
 
 from serving.errors import InvalidArgument
@@ -8,7 +10,7 @@ from serving.frontends.http.body import read_body
 from serving.frontends.http.executor import MAX_INLINE_BYTES, BoundedExecutor
 from serving.frontends.http.loop_bridge import LoopBridge, await_response
 from serving.frontends.http.responses import SUBMITTED, TRACE
-from serving.inference.queue_policy import QueuePolicies
+from serving.inference.queue_policy import scheduling_of
 from serving.inference.request import RequestContext
 from serving.inference.service import InferenceService
 from serving.observability.tracing import Tracing
@@ -40,10 +42,14 @@ class InferEndpoint:
         request = JsonRequest(body, length, model, version)
         if (len(body) if length is None else length) > MAX_INLINE_BYTES:
             await self._executor.run(request.parse)
-        else:
-            request.parse()
+        timeout_s = None
+        if "timeout" in (parameters := request.parse().parameters):
+            with suppress(InvalidArgument):  # the service refuses the request, in its own order of checks
+                timeout_s = scheduling_of(parameters, policies).timeout_s
         scope[SUBMITTED] = True
-        response = await self._infer(request, context, receive, policies)
+        response: JsonResponse = await await_response(
+            self._bridge, lambda sink: self._service.infer_json(request, context, sink), timeout_s, receive
+        )
         scope[SUBMITTED] = False  # what goes wrong from here on is not in the model's statistics
         if response.size_in_json > MAX_INLINE_OUTPUT_BYTES:
             payload, length = await self._executor.run(response.render, self._max_body_bytes)
@@ -51,18 +57,6 @@ class InferEndpoint:
             payload, length = response.render(self._max_body_bytes)
         await send({"type": "http.response.start", "status": 200, "headers": response_headers(payload, length)})
         await send({"type": "http.response.body", "body": payload})
-
-    async def _infer(
-        self, request: JsonRequest, context: RequestContext, receive: Receive, policies: QueuePolicies | None
-    ) -> JsonResponse:
-        parameters = request.parse().parameters
-        timeout_us = parameters.get("timeout")
-        if policies is not None and policies.levels[policies.level(parameters.get("priority"))].interprets_timeout:
-            timeout_us = None  # it bounds the time in the queue alone
-        response: JsonResponse = await await_response(
-            self._bridge, lambda sink: self._service.infer_json(request, context, sink), timeout_us, receive
-        )
-        return response
 
 
 def begin_request(scope: Scope, headers: dict[bytes, bytes], tracing: Tracing | None) -> RequestContext:

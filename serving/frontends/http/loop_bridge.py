@@ -68,13 +68,13 @@ class LoopBridge:
 
 
 async def await_response(
-    bridge: LoopBridge, start: Callable[[Any], RequestHandle | None], timeout_us: object, receive: Receive
+    bridge: LoopBridge, start: Callable[[Any], RequestHandle | None], timeout_s: float | None, receive: Receive
 ) -> Any:
     """Starts an inference, and returns its response. Cancels it when its client disconnects or its time is up.
 
     Args:
         start: hands the request to the service, with a `ResponseSink` of any kind of response.
-        timeout_us: the request's parameter `timeout`, in microseconds.
+        timeout_s: None for no limit.
 
     Raises:
         ServingError: the inference failed.
@@ -89,16 +89,16 @@ async def await_response(
     handle = start(LoopSink(bridge, resolve))
     watch = asyncio.get_running_loop().call_later(WATCH_AFTER_S, _fail_on_disconnect, future, receive)
     try:
-        if type(timeout_us) is int and timeout_us > 0:
-            async with asyncio.timeout(timeout_us * 1e-6):
-                result = await future
-        else:
+        if timeout_s is None:
             result = await future
+        else:
+            async with asyncio.timeout(timeout_s):
+                result = await future
     except (TimeoutError, ClientDisconnect, asyncio.CancelledError) as error:
         if handle is not None:
             handle.cancel()
-        if isinstance(error, TimeoutError):
-            raise DeadlineExceeded(f"no response within the timeout of {timeout_us} microseconds") from None
+        if timeout_s is not None and isinstance(error, TimeoutError):
+            raise DeadlineExceeded(f"no response within the timeout of {1e6 * timeout_s:.0f} microseconds") from None
         if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace period is over
             raise shutting_down() from None
         raise
