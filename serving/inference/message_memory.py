@@ -17,37 +17,20 @@ _RETRY_AFTER_MS = 1000
 
 
 class MessageMemory:
-    """Counts the bytes of all large messages of the process. Thread-safe.
+    """The memory of all large messages of the process, of which each takes a `MemoryShare`.
 
     Args:
         max_bytes: of all messages together. A message that is alone may exceed it.
 
     Attributes:
         num_bytes: that are counted now.
+        lock: is held while shares change.
     """
 
     def __init__(self, max_bytes: int = sys.maxsize) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._lock = threading.Lock()
-
-    def take(self, share: "MemoryShare", num_bytes: int) -> None:
-        """Counts more bytes of a message. Call `MemoryShare.take`."""
-        with self._lock:
-            others = self.num_bytes - share.num_bytes
-            if others and self.num_bytes + num_bytes > self.max_bytes:
-                raise ResourceExhausted(
-                    f"requests fill the {self.max_bytes >> 20} MB that the server has for them: retry later",
-                    _RETRY_AFTER_MS,
-                )
-            self.num_bytes += num_bytes
-            share.num_bytes += num_bytes
-
-    def free(self, share: "MemoryShare") -> None:
-        """Frees what a message takes. Call `MemoryShare.free`."""
-        with self._lock:
-            self.num_bytes -= share.num_bytes
-            share.num_bytes = 0
+        self.lock = threading.Lock()
 
 
 class MemoryShare:
@@ -70,12 +53,22 @@ class MemoryShare:
         Raises:
             ResourceExhausted: there is no memory left for them.
         """
-        size = self._size + num_bytes
+        memory, size = self._memory, self._size + num_bytes
         if size > UNCOUNTED_BYTES:
-            self._memory.take(self, size - self.num_bytes)
+            with memory.lock:
+                others = memory.num_bytes - self.num_bytes
+                if others and others + size > memory.max_bytes:
+                    raise ResourceExhausted(
+                        f"requests fill the {memory.max_bytes >> 20} MB that the server has for them: retry later",
+                        _RETRY_AFTER_MS,
+                    )
+                memory.num_bytes = others + size
+                self.num_bytes = size
         self._size = size
 
     def free(self) -> None:
         """Frees what the message takes. Further calls do nothing."""
         if self.num_bytes:
-            self._memory.free(self)
+            with self._memory.lock:
+                self._memory.num_bytes -= self.num_bytes
+                self.num_bytes = 0
