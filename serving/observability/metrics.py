@@ -115,20 +115,15 @@ class Families(Collector):
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Returns them as `Metrics.render` does."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        return _render(registry, accept)
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
+        return _render(self, accept)
 
     def collect(self) -> Iterable[Metric]:
         return self._families
 
 
-def _render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+def _render(collector: Collector | CollectorRegistry, accept: str) -> tuple[bytes, str]:
     encode, content_type = choose_encoder(accept)
-    text: bytes = encode(registry)  # it takes registries too
+    text: bytes = encode(collector)
     if content_type.startswith("text/plain"):
         # prometheus_client ends the family name of every counter with `_total`. Triton's counters have no such ending,
         # and with another family name their samples would lose their type.

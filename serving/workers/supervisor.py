@@ -5,6 +5,7 @@ the kernel spreads connections over those that do. It serves the one port of met
 are, with the metrics of all added up. On SIGTERM all workers drain at the same time.
 """
 
+import errno
 import logging
 import os
 import socket
@@ -338,7 +339,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         if port and not _is_free(family, address):
-            raise OSError(98, os.strerror(98))
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         held = socket.socket(family, socket.SOCK_STREAM)
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with suppress(OSError):  # IPv4 as well, where the host is ::
