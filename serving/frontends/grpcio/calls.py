@@ -151,7 +151,7 @@ class Call:
     def _on_close(self, event: Any) -> None:
         """Handles the end of the call: by a response, or by cancellation, deadline or a lost connection."""
         self.has_ended = True
-        self._queue.call_ended()
+        self._queue.num_open -= 1
         is_cancelled = event.batch_operations[0].cancelled()
         request, self.request = self.request, None  # it refers to this call: the cycle would keep both in memory
         if is_cancelled and request is not None:

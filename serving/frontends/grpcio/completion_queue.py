@@ -45,7 +45,7 @@ class CompletionQueue:
         events: the completion queue, registered with `core`.
 
     Attributes:
-        num_open: the number of open calls.
+        num_open: the number of open calls. Changed by the thread that takes events alone.
         silent: the calls whose messages have not arrived.
         watches: the open Watch calls.
         is_stopping: whether new Watch calls end at once.
@@ -93,10 +93,6 @@ class CompletionQueue:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
         self._changes.close()
-
-    def call_ended(self) -> None:
-        """Counts a call that has ended. Runs on the thread that takes events."""
-        self.num_open -= 1
 
     def _methods(self) -> Iterator[Method]:
         yield self._method(INFER, Call, self._infer)
