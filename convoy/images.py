@@ -57,8 +57,7 @@ def read_image(path: Path, shape: tuple[int, int, int], *, significant_bits: int
 
     Args:
         path: the file; its content decides its format, whatever its extension.
-        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
-        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+        shape, significant_bits: as of `fit_image`.
 
     Returns:
         Pixels, uint8 [C, H, W].
@@ -132,15 +131,7 @@ def _content(source: Path | bytes) -> bytes:
 
 
 def prepare_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
-    """Prepares an opened image.
-
-    Args:
-        image: a Pillow image of any mode and size.
-        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
-        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
-
-    Returns:
-        Pixels, uint8 [C, H, W].
+    """Prepares an opened image, of any mode and size. Arguments and result as of `fit_image`.
 
     Raises:
         ValueError: the pixels are floating-point numbers, or integers outside of 0 to 65535.
@@ -198,9 +189,7 @@ def pad_image(
     """Puts what `upright_and_opaque` returns in the middle of a white square, and resizes that to `shape`.
 
     Args:
-        image: an image without transparency.
-        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
-        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+        image, shape, significant_bits: as of `fit_image`.
         box: the part of the square to show.
 
     Returns:
@@ -221,16 +210,7 @@ def pad_image(
 
 
 def resize_image(image: "Image", shape: tuple[int, int, int], *, significant_bits: int = 16) -> Pixels:
-    """Converts what `upright_and_opaque` returns as `fit_image` does, and resizes it without regard to its shape.
-
-    Args:
-        image: an image without transparency.
-        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB.
-        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
-
-    Returns:
-        Pixels, uint8 [C, H, W].
-    """
+    """Does the same as `fit_image`, but resizes without regard to the image's shape."""
     from PIL import Image
 
     num_channels, height, width = shape
