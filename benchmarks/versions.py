@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -28,6 +29,8 @@ import serving as bench  # benchmarks/serving.py
 
 ROOT = Path(__file__).parent.parent
 Row = dict[str, float]
+Rounds = list[tuple[dict[str, Row], dict[str, Row]]]
+"""The rows of each round, before and after."""
 
 
 def run_training(checkout: str, *arguments: str, ranks: int | None = None) -> tuple[Row, str]:
@@ -119,6 +122,7 @@ def write_bodies(folder: Path) -> dict[str, Path]:
 
 
 def folder_of(checkout: str) -> str:
+    """Returns the folder of a checkout, without the further ones for PYTHONPATH."""
     return str(Path(checkout.partition(":")[0]).resolve())
 
 
@@ -158,8 +162,19 @@ def measure_servers(checkout: str, model: Path, seconds: float) -> dict[str, Row
 
 
 def measure_round(checkout: str, options: argparse.Namespace) -> tuple[dict[str, Row], list[str]]:
+    """Returns the rows of a checkout in one round, and the digests of the weights that it trained."""
     rows, digests = ({}, []) if options.serving_only else measure_trainings(checkout)
     return rows | measure_servers(checkout, options.model, options.seconds), digests
+
+
+def table_rows(rounds: Rounds) -> Iterator[str]:
+    """Yields the rows of the table: medians before and after, and the median ratio with its range."""
+    for name, row in rounds[0][0].items():
+        for what in row:
+            old, new = ([one[side][name][what] for one in rounds] for side in (0, 1))
+            ratios = [b / a for a, b in zip(old, new, strict=True)]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            yield f"| {name} | {what} | {statistics.median(old):,.4g} | {statistics.median(new):,.4g} | {spread} |"
 
 
 def main() -> None:
@@ -175,7 +190,7 @@ def main() -> None:
     # Byte code that only one of the checkouts has makes its starts a fifth faster.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     options.out.mkdir(parents=True, exist_ok=True)
-    rounds: list[tuple[dict[str, Row], dict[str, Row]]] = []
+    rounds: Rounds = []
     for number in range(options.rounds):
         before, digests_before = measure_round(options.before, options)
         after, digests_after = measure_round(options.after, options)
@@ -194,15 +209,8 @@ def main() -> None:
         "",
         "| | | before | after | after / before |",
         "|---|---|---|---|---|",
+        *table_rows(rounds),
     ]
-    for name, row in rounds[0][0].items():
-        for what in row:
-            old, new = ([one[side][name][what] for one in rounds] for side in (0, 1))
-            ratios = [b / a for a, b in zip(old, new, strict=True)]
-            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            lines.append(
-                f"| {name} | {what} | {statistics.median(old):,.4g} | {statistics.median(new):,.4g} | {spread} |"
-            )
     if digests_after:
         same = digests_before == digests_after
         lines += ["", f"`weights_sha256` of the trainings, {'the same in both' if same else 'NOT the same'}:", ""]
