@@ -1,9 +1,11 @@
-"""Reads files that a command line names: none of them can make the command wait for ever."""
+"""Reads files that a command line names, or that are in folders that it names: none makes the command wait for ever."""
 
 import errno
 import os
 import stat
 from pathlib import Path
+
+_NO_REGULAR_FILE = "it is no regular file"
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -23,6 +25,26 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
+def only_regular(name: str, flags: int) -> int:
+    """Opens a file for `open`, as its `opener`: for the files of ours in a folder.
+
+    Raises:
+        OSError: it cannot be opened, or a pipe or a device is in its place, which may never end.
+    """
+    file = os.open(name, flags | os.O_NONBLOCK, 0o666)
+    mode = os.fstat(file).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # `open` has an error of its own for a folder
+        os.close(file)
+        raise OSError(errno.EINVAL, _NO_REGULAR_FILE, name)
+    return file
+
+
+def read_regular(path: Path) -> bytes:
+    """Returns the content of a file of ours. Raises OSError as `only_regular` does."""
+    with open(path, "rb", opener=only_regular) as file:
+        return file.read()
+
+
 def check_regular(path: Path) -> None:
     """Checks that a path, if anything is there, leads to a regular file.
 
@@ -36,4 +58,4 @@ def check_regular(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+        raise OSError(errno.EINVAL, _NO_REGULAR_FILE, os.fspath(path))

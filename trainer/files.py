@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+from convoy.named_files import only_regular, read_regular
+
 MAX_NAME_BYTES = 255
 """The longest name of a file or folder that Linux's file systems take."""
 
@@ -48,7 +50,7 @@ def locked(
         TimeoutError: another process has held the lock for longer than `timeout_s` since then.
         OSError: the file cannot be written.
     """
-    with path.open("ab") as file:  # closing it releases the lock
+    with open(path, "ab", opener=only_regular) as file:  # closing it releases the lock
         try:
             has_locks = _lock(file, log_after_s)
         except TimeoutError:
@@ -84,7 +86,7 @@ def is_locked(path: Path) -> bool:
     False where the file, or the file system's locks, are missing.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=only_regular) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -148,7 +150,7 @@ def append_line(path: Path, line: str) -> None:
 def read_lines(path: Path) -> list[str]:
     """Returns the lines that `append_line` wrote, without an incomplete last one; none if there is no file."""
     try:
-        lines = _complete_lines(path.read_bytes()).decode()
+        lines = _complete_lines(read_regular(path)).decode()
     except (FileNotFoundError, NotADirectoryError):
         return []
     return lines.removesuffix("\n").split("\n") if lines else []
@@ -175,7 +177,7 @@ def flush_to_disk(path: Path) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """Returns the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=only_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from convoy.named_files import check_regular
 from trainer.data.staging import explain_disk_errors, staging
 from trainer.errors import DataError
 from trainer.files import flush_to_disk, save_tensors
@@ -53,6 +54,7 @@ def map_tensors(path: Path) -> Any:
         DataError: it cannot be opened or mapped.
     """
     try:
+        check_regular(path)
         file = path.open("rb")  # torch opens no path that is not UTF-8, and does not tell why it cannot open one
     except FileNotFoundError:
         raise

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convoy.named_files import read_regular
 from trainer.errors import ExportError
 from trainer.evaluation.intervals import wilson_interval
 from trainer.export.repository import MANIFEST, ONNX, RepositoryModel
@@ -268,7 +269,7 @@ def _correctness_of(model: RepositoryModel, version: int) -> Correctness | str:
     if not (folder / ONNX).is_file():
         return f"it has no {ONNX}"
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        manifest = json.loads(read_regular(folder / MANIFEST))
         if tuple(manifest["labels"]) != model.labels:
             return "its classes are others"
         return Correctness.from_manifest(manifest)

@@ -22,6 +22,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from convoy.images import SIGNIFICANT_BITS
+from convoy.named_files import read_regular
 from convoy.preprocessing import Method
 from convoy.promotion import Promotion, PromotionError, read_promotion
 from protos.model_config_pb2 import TYPE_FP32, TYPE_UINT8, DataType, ModelConfig, ModelInput, ModelOutput
@@ -186,7 +187,7 @@ class RepositoryModel:
 
     def _check_labels(self) -> None:
         path = self.path / LABELS
-        known = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        known = read_regular(path).decode(errors="replace").splitlines()
         if len(known) != len(self.labels):
             self._raise_incompatible(f"{path} has {len(known)} classes, the new version {len(self.labels)}")
         for index, (theirs, ours) in enumerate(zip(known, self.labels, strict=True)):
@@ -196,7 +197,7 @@ class RepositoryModel:
     def _check_config(self) -> None:
         path = self.path / CONFIG
         try:
-            known = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig(), allow_unknown_field=True)
+            known = text_format.Parse(read_regular(path).decode(), ModelConfig(), allow_unknown_field=True)
         except (text_format.ParseError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} cannot be read as a Triton configuration: {error}") from error
         for kind, theirs, ours in (
@@ -233,7 +234,7 @@ def find_version(model: Path, weights_sha256: str, *, run: str | None = None) ->
     versions = (path for path in model.glob("*/") if path.name.isascii() and path.name.isdecimal())
     for version in sorted(versions, key=lambda path: int(path.name), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not a version of ours
-            origin = json.loads((version / MANIFEST).read_text())["origin"]
+            origin = json.loads(read_regular(version / MANIFEST))["origin"]
             if origin["weights_sha256"] == weights_sha256 and (run is None or origin["run"] == run):
                 return version
     return None

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convoy.named_files import read_regular
 from trainer.errors import CheckpointError
 from trainer.files import flush_to_disk, save_tensors, sha256_of_file, write_json
 
@@ -86,7 +87,7 @@ class Checkpoints:
         """
         for path in reversed(self._complete()):
             try:
-                manifest = json.loads((path / "manifest.json").read_text())
+                manifest = json.loads(read_regular(path / "manifest.json"))
                 if sha256_of_file(path / "state.pt") != manifest["sha256"]:
                     raise ValueError("its content does not match its digest")
                 state: dict[str, Any] = torch.load(path / "state.pt", map_location="cpu", weights_only=True)

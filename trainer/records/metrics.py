@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convoy.named_files import only_regular, read_regular
+
 METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Returns the lines of a run's `metrics.jsonl` without those that are none, such as one that a kill cut short."""
     try:
-        lines = (folder / METRICS_FILE).read_bytes().splitlines()
+        lines = read_regular(folder / METRICS_FILE).splitlines()
     except FileNotFoundError:
         return []
     return [line for line in map(_parse, lines) if line is not None]
@@ -48,7 +50,7 @@ def read_new_metrics(folder: Path, offset: int, inode: int | None = None) -> New
     Raises:
         OSError: there is no file yet, or it cannot be read.
     """
-    with (folder / METRICS_FILE).open("rb") as file:
+    with open(folder / METRICS_FILE, "rb", opener=only_regular) as file:
         status = os.fstat(file.fileno())
         is_anew = status.st_size < offset or inode not in (None, status.st_ino)
         start = 0 if is_anew else offset

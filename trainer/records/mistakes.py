@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from convoy.named_files import read_regular
 from trainer.files import write_atomically
 
 FOLDER = "mistakes"
@@ -67,7 +68,7 @@ def read_mistakes(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted((folder / FOLDER).glob("[0-9]*.json")):
         try:
-            value = json.loads(path.read_bytes())
+            value = json.loads(read_regular(path))
         except (OSError, ValueError):
             continue
         if isinstance(value, dict):

@@ -5,6 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from convoy.named_files import read_regular
 from trainer.errors import reading
 from trainer.files import write_json
 from trainer.typed_values import convert_fields
@@ -131,6 +132,6 @@ class Result:
         """
         with reading(path):
             try:
-                return cls.from_json(json.loads(path.read_text()))
+                return cls.from_json(json.loads(read_regular(path)))
             except (FileNotFoundError, NotADirectoryError):
                 return None

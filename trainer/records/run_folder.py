@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convoy.named_files import read_regular
 from trainer.config import Resume, TrainConfig
 from trainer.config_file import RUN_TOML, write_config_file
 from trainer.data import Dataset
@@ -87,7 +88,7 @@ class RunFolder:
         """
         with reading(path / "config.json"):
             try:
-                return cls(path, Fingerprint(json.loads((path / "config.json").read_text())["fingerprint"]))
+                return cls(path, Fingerprint(json.loads(read_regular(path / "config.json"))["fingerprint"]))
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                     raise no_run(path) from error
@@ -203,7 +204,7 @@ class RunFolder:
             CheckpointError: `config.json` cannot be read, or is damaged.
         """
         with reading(self.config_path):
-            return Origin(**json.loads(self.config_path.read_text())["started_with"])
+            return Origin(**json.loads(read_regular(self.config_path))["started_with"])
 
     def result(self) -> Result | None:
         """Returns the result of the run, or None if it is not complete.

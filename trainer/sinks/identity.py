@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from convoy.named_files import read_regular
 from trainer.files import write_atomically
 
 
@@ -14,7 +15,7 @@ def remembered_id(folder: Path, service: str, new: Callable[[], str]) -> str:
     """
     path = folder / f"{service}-run-id"
     if path.exists():
-        return path.read_text().strip()
+        return read_regular(path).decode().strip()
     name = new()
     write_atomically(path, f"{name}\n".encode())
     return name

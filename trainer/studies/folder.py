@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from convoy.named_files import read_regular
 from trainer.errors import ConfigError, reading, writing
 from trainer.files import append_line, is_temporary, read_lines, write_json
 from trainer.hardware import describe
@@ -111,7 +112,7 @@ class StudyFolder:
             CheckpointError: the file cannot be read, or is damaged.
         """
         with reading(self.path / STUDY_FILE):
-            known: dict[str, Any] = json.loads((self.path / STUDY_FILE).read_text())
+            known: dict[str, Any] = json.loads(read_regular(self.path / STUDY_FILE))
             if "study" not in known or not all(isinstance(known.get(name), dict) for name in ("asked", "machine")):
                 raise ValueError("it describes no study")
         return known

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from convoy.allocator import keep_freed_memory
+from convoy.named_files import read_regular
 from convoy.options import option
 from trainer.data import without_test_images
 from trainer.errors import ConfigError, DivergenceError, reading, writing
@@ -173,7 +174,7 @@ def _record(trained: TrainedTrial, candidate: Candidate, context: TrialContext) 
 def _read_result(trial: Path, number: int) -> dict[str, Any]:
     path = _result_path(trial)
     with reading(path):
-        result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(path.read_text())}
+        result: dict[str, Any] = {"number": number, "diverged": False, **json.loads(read_regular(path))}
     return result
 
 

@@ -6,6 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from convoy.named_files import read_regular
 from trainer.errors import ConfigError, no_run
 from trainer.files import is_locked
 from trainer.paths import CHECKPOINTS, FAILURE_FILE, LOCK_FILE, RESULT_FILE
@@ -52,7 +53,7 @@ class WatchedRun:
         if not path.is_dir():
             raise ConfigError(f"{path} does not exist (yet): give the folder that the run's second line names")
         try:
-            recipe = json.loads((path / "config.json").read_text())["fingerprint"]["recipe"]
+            recipe = json.loads(read_regular(path / "config.json"))["fingerprint"]["recipe"]
             run = cls(path, recipe.get("epochs"), recipe.get("global_batch_size"))
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise no_run(path) from None
@@ -149,7 +150,7 @@ def _failure(folder: Path) -> str:
     path, metrics = folder / FAILURE_FILE, folder / METRICS_FILE
     try:
         failed_at = path.stat().st_mtime
-        message = str(json.loads(path.read_text())["message"])
+        message = str(json.loads(read_regular(path))["message"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     has_continued = metrics.exists() and metrics.stat().st_mtime > failed_at

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from convoy.images import Box, ImageError, Pixels
+from convoy.named_files import read_regular
 from trainer.data.content import Dataset, image_digests
 from trainer.data.folder.decoder import decode_crop
 from trainer.data.folder.index import FolderIndex, open_index
@@ -177,7 +178,7 @@ class _Facts:
 
 def _read_facts(path: Path) -> _Facts | None:
     with suppress(OSError, ValueError, TypeError):
-        return _Facts(**{name: tuple(value) for name, value in json.loads(path.read_text()).items()})
+        return _Facts(**{name: tuple(value) for name, value in json.loads(read_regular(path)).items()})
     return None
 
 
