@@ -120,6 +120,16 @@ class Interrupted(BaseException):
         self.signal_number = signal_number
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of another package's error; its class if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns the whole text of another package's error in one line; its class if it has no text."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def list_names(names: Sequence[str], most: int = 3) -> str:
     """Returns the first names as a part of a line: `a, b, c and 7 more`."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from convoy.cpus import num_available_cpus
-from trainer.errors import ExportError
+from trainer.errors import ExportError, first_line
 from trainer.export.formats import FloatArray, Predictor
 from trainer.export.parity_images import ParityImages
 
@@ -178,7 +178,7 @@ class ParityCheck:
         try:
             outputs = predict(images.numpy())
         except Exception as error:  # the runtimes' errors have no common base class
-            raise ExportError(f"{subject} does not run: {str(error).strip().splitlines()[0]}") from error
+            raise ExportError(f"{subject} does not run: {first_line(error)}") from error
         expected = (len(images), self.reference.shape[1])
         for output in outputs:
             if output.shape != expected or output.dtype != np.float32:

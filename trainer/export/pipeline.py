@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from convoy.cpus import num_available_cpus
-from trainer.errors import ExportError, TrainerError
+from trainer.errors import ExportError, TrainerError, in_one_line
 from trainer.evaluation.views import NUM_VIEWS, average_views
 from trainer.export.folding import fold
 from trainer.export.formats import FloatArray, Predictor, convert, convert_to_onnx, load_predictor
@@ -191,7 +191,7 @@ def _conversion_errors(run: Run) -> Iterator[None]:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        text = " ".join(str(root).split())
+        text = in_one_line(root)
         cause = next((known for part, known in _CAUSES.items() if part in text), text.partition(". ")[0][:200])
         line = line_in(network, error) if is_reference(network) else None
         raise ExportError(f"{network} cannot be exported: {f'{line}: ' if line else ''}{cause}") from error

@@ -8,6 +8,8 @@ from threading import Thread
 
 import torch
 
+from trainer.errors import in_one_line
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST_CAPABILITY = (8, 0)
 """From here GPUs multiply matrices in bfloat16, and have the 96 KB of shared memory that our products take."""
@@ -81,7 +83,7 @@ def _try_kernels(device: torch.device) -> str | None:
         with torch.no_grad():
             total = add_up(torch.ones(2, 3, device=device)).tolist()
     except Exception as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+        return in_one_line(error)[:200]
     return None if total == [2.0, 2.0, 2.0] else f"a sum of ones is {total}, not 2"
 
 

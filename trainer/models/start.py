@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, TrainerError, in_one_line
 from trainer.models import build_network, num_parameters
 from trainer.models import efficientnet_lite as lite
 from trainer.models.freezing import freeze_until
@@ -96,7 +96,7 @@ def trial_errors(recipe: Recipe, image_size: int) -> Iterator[None]:
     except TrainerError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = in_one_line(error)[:200]
         raise ConfigError(f"{recipe.network} cannot take images of {image_size} pixels: {reason}") from error
 
 

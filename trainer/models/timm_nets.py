@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer.errors import ConfigError, unknown_name
+from trainer.errors import ConfigError, in_one_line, unknown_name
 from trainer.models.torchvision_nets import Normalization
 
 
@@ -27,8 +27,9 @@ def build_timm(name: str, *, num_channels: int, image_size: int, num_classes: in
             options |= {"img_size": image_size}
         network: nn.Module = timm.create_model(name, pretrained=False, exportable=True, **options)
     except (ValueError, RuntimeError, TypeError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"timm:{name} cannot be built for images of {image_size} pixels: {reason}") from error
+        raise ConfigError(
+            f"timm:{name} cannot be built for images of {image_size} pixels: {in_one_line(error)}"
+        ) from error
     return network
 
 

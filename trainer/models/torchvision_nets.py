@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer.errors import ConfigError, unknown_name
+from trainer.errors import ConfigError, in_one_line, unknown_name
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel's pixels, 0 to 255."""
@@ -39,8 +39,9 @@ def build_torchvision(name: str, *, image_size: int, num_classes: int) -> nn.Mod
     try:
         network: nn.Module = models.get_model(name, weights=None, **options)
     except (ValueError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"torchvision:{name} cannot take images of {image_size} pixels: {reason}") from error
+        raise ConfigError(
+            f"torchvision:{name} cannot take images of {image_size} pixels: {in_one_line(error)}"
+        ) from error
     return network
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch.distributed as dist
 
 from convoy.processes import ignore_signals
-from trainer.errors import DesyncError, MismatchError, PeerError, TrainerError
+from trainer.errors import DesyncError, MismatchError, PeerError, TrainerError, first_line
 from trainer.files import write_json
 from trainer.paths import FAILURE_FILE
 from trainer.ranks.rendezvous import Store
@@ -172,7 +172,8 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
     if holder != context.rank:
         raise PeerError(f"rank {holder} failed first") from None
     if has_lost_peer:
-        names, cause = (f": {peers.describe(lost)}", "") if lost else ("", f" ({_first_sentence(error)})")
+        what = first_line(error).partition(". ")[0]  # without the advice that Gloo and NCCL add
+        names, cause = (f": {peers.describe(lost)}", "") if lost else ("", f" ({what})")
         message = (
             f"rank {context.rank} lost another rank{names}, which was killed or whose host is gone; "
             f"the run can continue from its last checkpoint{cause}"
@@ -180,11 +181,6 @@ def _acquire_or_leave(error: Exception, context: FailureContext, lock: FailureLo
         trace = "".join(traceback.format_exception(error))
         write_failure(context, message, kind="LostRank", trace=trace, ranks=lost)
         raise TrainerError(message) from None
-
-
-def _first_sentence(error: Exception) -> str:
-    """Returns what happened, without the advice that Gloo and NCCL add."""
-    return (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
 
 
 def _is_acquired(lock: FailureLock, within_s: float) -> bool:

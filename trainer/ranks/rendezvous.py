@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed import DistError
 
-from trainer.errors import ConfigError, TrainerError
+from trainer.errors import ConfigError, TrainerError, first_line
 from trainer.ranks.environment import RankEnvironment
 from trainer.ranks.waiting import announced, name_numbers
 
@@ -68,7 +68,7 @@ def connect(environment: RankEnvironment, *, timeout_s: float = JOIN_TIMEOUT_S) 
     except DistError as error:
         if is_server:
             raise ConfigError(f"rank 0 cannot open {where}, from MASTER_ADDR and MASTER_PORT: {error}") from error
-        raise TrainerError(f"rank {environment.rank} found no store at {where}: {_first_line(error)}") from error
+        raise TrainerError(f"rank {environment.rank} found no store at {where}: {first_line(error)}") from error
 
 
 def join_round(store: Store, environment: RankEnvironment) -> str:
@@ -89,7 +89,7 @@ def join_round(store: Store, environment: RankEnvironment) -> str:
             return rendezvous(store, rank, size, missing)
     except (RuntimeError, TimeoutError) as error:
         names = name_numbers("rank", missing) if missing else "the others"
-        raise TrainerError(f"rank {rank} waited for {names} of {size} at {where}: {_first_line(error)}") from error
+        raise TrainerError(f"rank {rank} waited for {names} of {size} at {where}: {first_line(error)}") from error
 
 
 def rendezvous(store: Store, rank: int, size: int, missing: list[int] | None = None) -> str:
@@ -145,7 +145,3 @@ def _remedy(environment: RankEnvironment) -> str:
     if environment.is_torchrun:
         return ""
     return ": start it, or unset RANK and WORLD_SIZE to train with one process"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from convoy.extras import how_to_install
 from trainer.config import LogTo
-from trainer.errors import ConfigError, Interrupted
+from trainer.errors import ConfigError, Interrupted, in_one_line
 from trainer.recipes.fields import flatten
 from trainer.records.mistakes import write_mistakes
 from trainer.records.run_folder import RunFolder
@@ -82,7 +82,7 @@ class Sinks:
                 call(sink)
             except Exception as error:
                 del self._services[name]
-                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                reason = in_one_line(error)[:300]
                 self._log(f"warning: {name} failed: {reason}; the training continues without it")
 
     def _warn_of_folder(self, error: Exception) -> None:

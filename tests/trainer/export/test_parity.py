@@ -203,6 +203,14 @@ def test_a_format_that_fails_at_one_batch_size_is_refused(images: ParityImages, 
     assert str(refused.value) == "model.onnx at batch size 3 does not run: Got: 3 Expected: 2"
 
 
+def test_a_failure_without_a_text_is_named_by_its_class(images: ParityImages, expected: FloatArray) -> None:
+    def fail(logits: FloatArray) -> None:
+        raise MemoryError
+
+    with pytest.raises(ExportError, match=r"model\.onnx at batch size [0-9]+ does not run: MemoryError$"):
+        check_parity("model.onnx", make_predictor(fail), images, expected)
+
+
 @pytest.mark.parametrize("change", [lambda logits: logits.astype(np.float64), lambda logits: logits[:, :9]])
 def test_another_shape_or_type_is_refused(
     change: Callable[[FloatArray], FloatArray], images: ParityImages, expected: FloatArray
