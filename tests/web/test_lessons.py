@@ -196,6 +196,16 @@ class TestLecture:
         page.get_by_role("button", name="Fill it").click()
         expect(row).not_to_contain_text(str(len(errors)))  # it fills anew
 
+    def test_between_whole_numbers_an_axis_has_no_numbers(self, page: Page, port: int) -> None:
+        open_section(page, port, "lecture")
+        numbers = page.evaluate("""async () => {
+            const { lineChart } = await import("/web/charts.js");
+            const chart = lineChart({ label: "one step" });
+            chart.set([{ name: "images/s", x: [50], y: [2] }]);
+            return [...chart.root.querySelectorAll("svg text")].map((text) => text.textContent);
+        }""")
+        assert sorted(numbers) == ["2", "50"]
+
     @pytest.mark.parametrize("name", ["learn", "lecture"])
     def test_sections_fit_a_phone_in_the_dark(self, browser: Browser, port: int, name: str) -> None:
         context = browser.new_context(viewport=PHONE, has_touch=True, is_mobile=True, color_scheme="dark")

@@ -113,7 +113,7 @@ function frame(label, hasLegend) {
     width: () => Math.max(220, Math.round(root.clientWidth || 480)),
     describe: (values) => { text.textContent = values; },
     setLegend: (series) => {
-      if (hasLegend) names.replaceChildren(...series.map((one, i) => h("li", {}, h("i", { class: `c${one.color ?? 1 + (i % 8)}${one.dashed ? " dashed" : ""}` }), one.name)));
+      if (hasLegend) names.replaceChildren(...series.map((one, i) => h("li", {}, h("i", { class: `c${one.color ?? 1 + (i % 8)}${one.dashed ? " dashed" : ""}${one.line === false ? " dots" : ""}` }), one.name)));
     },
     onResize: (draw) => {
       let width = 0;
@@ -151,12 +151,12 @@ function makeScale(values, min, max, from, to, isLog, margin = 0) {
     const value = first + ((place - from) / (to - from)) * (last - first);
     return isLog ? 10 ** value : value;
   };
-  scale.ticks = isLog ? logTicks(first, last) : linearTicks(first, last, Math.abs(to - from) / 60);
+  scale.ticks = isLog ? logTicks(first, last) : linearTicks(first, last, Math.abs(to - from) / 60, usable.every(Number.isInteger) ? 1 : 0);
   return scale;
 }
 
-function linearTicks(low, high, most) {
-  const rough = (high - low) / Math.max(2, most);
+function linearTicks(low, high, most, least) {
+  const rough = Math.max((high - low) / Math.max(2, most), least); // between whole numbers, such as steps, is nothing
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
   const ticks = [];
