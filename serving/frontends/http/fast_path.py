@@ -11,6 +11,7 @@ that drain.
 import asyncio
 import re
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from starlette.responses import Response
@@ -67,6 +68,9 @@ class KnownHead:
 
 class Connection(Protocol):
     """A connection, as its `Exchange` sees it."""
+
+    scope: Any
+    """ASGI's scope of the request that httptools has parsed last."""
 
     @property
     def peer(self) -> str:
@@ -125,24 +129,22 @@ class FastPath:
         return KnownHead(len(head), path, headers)
 
 
-class _NoEvent:
-    """In place of the event that uvicorn sets when a connection is lost: nothing waits for it."""
-
-    def set(self) -> None:
-        pass
-
-
 class Exchange:
     """The requests of one connection on the fast path, one after the other; a `ResponseSink` of each.
 
     To uvicorn it looks like a `RequestResponseCycle`, so that the next request waits for its response.
+
+    Attributes:
+        head: of the request that httptools has parsed last; empty if requests that repeat it take the slow path.
     """
 
-    message_event = _NoEvent()
+    message_event = SimpleNamespace(set=lambda: None)  # uvicorn sets it when a connection is lost: nothing waits for it
     more_body = False
     response_started = False
 
     def __init__(self, fast_path: FastPath, connection: Connection) -> None:
+        self.head = self._slow_head = b""
+        self._known: KnownHead | None = None  # what the head says
         self._fast_path = fast_path
         self._connection = connection
         self._request: RequestHandle | None = None
@@ -152,10 +154,22 @@ class Exchange:
         self.keep_alive = True
         self.disconnected = False
 
-    def start(self, known: KnownHead, data: bytes) -> bool:
-        """Starts a request. Returns False if it has to take the slow path."""
-        fast_path = self._fast_path
-        if fast_path.is_ending():
+    def remember(self, piece: bytes) -> None:
+        """Remembers the head that has been parsed, if a piece begins with it."""
+        end = piece.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
+        head = piece[:end] if end > 3 and piece.startswith(b"POST /") else b""
+        if head and head != self._slow_head:
+            self.head, self._known = head, None
+
+    def start(self, data: bytes) -> bool:
+        """Starts a request that begins with `head`. Returns False if it has to take the slow path."""
+        fast_path, known = self._fast_path, self._known
+        if known is None:
+            known = self._known = fast_path.recognise(self.head, self._connection.scope)
+            if known is None:
+                self._slow_head, self.head = self.head, b""
+                return False
+        if len(data) != known.num_bytes or fast_path.is_ending():
             return False
         context = NO_CONTEXT
         if fast_path.tokens is not None:

@@ -6,10 +6,10 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from serving.frontends.http import connections, fast_path
+from serving.frontends.http import connections
 from serving.frontends.http.connections import Connections, RateWindow
-from serving.frontends.http.fast_path import Exchange, FastPath, KnownHead
-from serving.frontends.http.transport import GentleTransport
+from serving.frontends.http.fast_path import Exchange, FastPath
+from serving.frontends.http.transport import LingeringTransport
 from serving.observability.calls import UNKNOWN
 from serving.observability.refusals import Refusals
 
@@ -38,17 +38,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         fast_path: of inferences that repeat; None without one.
     """
 
-    transport: Any  # a GentleTransport
+    transport: Any  # a LingeringTransport
 
     def __init__(
         self, *args: Any, peers: Connections, refusals: Refusals, fast_path: FastPath | None = None, **options: Any
     ) -> None:
         super().__init__(*args, **options)
-        self._fast_path = fast_path
-        self._exchange: Exchange | None = None
+        self._exchange = None if fast_path is None else Exchange(fast_path, self)
         self._piece = b""  # that is being parsed, if a request begins with it
-        self._head = b""  # of the last request, if it began a piece
-        self._known: KnownHead | None = None  # what that head says
         self._peers = peers
         self._refusals = refusals
         self._num_pending_bytes = 0  # since the last complete head, piece of a body, or request
@@ -64,7 +61,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     # ---- uvicorn's and httptools' callbacks --------------------------------------------------------------------------
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(GentleTransport(transport, self.loop, lambda: self._is_receiving))  # type: ignore[arg-type]
+        super().connection_made(LingeringTransport(transport, self.loop, lambda: self._is_receiving))  # type: ignore[arg-type]
         self.waits_since = self.loop.time()
         if not self._peers.add(self):
             self._refuse(503, "all connections of this server are in use: retry later", "connections")
@@ -74,12 +71,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._exchange is not None:
             self._exchange.cancel()
+            self._exchange = None  # it refers to this connection
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing() or self._is_full:
             return
         self._num_received += len(data)
-        if self._head and data.startswith(self._head) and self._start_fast(data):
+        exchange = self._exchange
+        if (
+            exchange is not None
+            and exchange.head
+            and data.startswith(exchange.head)
+            and self._is_idle()
+            and exchange.start(data)
+        ):
+            self.cycle = exchange  # type: ignore[assignment]  # looks like one
             return
         self._num_pending_bytes += len(data)
         self._unset_keepalive_if_required()
@@ -118,31 +124,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
         self._feed(b"\r\n".join([*lines, b"", b""]) + rest)
 
-    def _remember_head(self) -> None:
-        """Remembers the head that has been parsed, if it is the beginning of a piece."""
-        piece, self._piece, self._known = self._piece, b"", None
-        end = piece.find(b"\r\n\r\n", 0, fast_path.MAX_HEAD_BYTES) + 4 if self._fast_path is not None else 3
-        self._head = piece[:end] if end > 3 and piece.startswith(b"POST /") else b""
-
-    def _start_fast(self, data: bytes) -> bool:
-        """Starts a request on the fast path. Returns False if it has to take the slow path."""
-        if self._is_receiving or self.pipeline or self._fast_path is None or self.flow.write_paused:
+    def _is_idle(self) -> bool:
+        """Returns whether all requests that have arrived are answered, and the client reads the answers."""
+        if self._is_receiving or self.pipeline or self.flow.write_paused:
             return False
-        if self.cycle is None or not self.cycle.response_complete:
-            return False
-        if self._known is None:
-            self._known = self._fast_path.recognise(self._head, self.scope)
-            if self._known is None:
-                self._head = b""
-                return False
-        if len(data) != self._known.num_bytes:
-            return False
-        if self._exchange is None:
-            self._exchange = Exchange(self._fast_path, self)
-        if not self._exchange.start(self._known, data):
-            return False
-        self.cycle = self._exchange  # type: ignore[assignment]  # looks like one
-        return True
+        return self.cycle is not None and self.cycle.response_complete
 
     @property
     def peer(self) -> str:
@@ -169,7 +155,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head = b""
+        if (exchange := self._exchange) is not None:
+            exchange.head = b""
         self._is_receiving = True
         self.waits_since = self.loop.time()
         self._is_in_head = True
@@ -192,7 +179,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._reading.start(self.loop.time(), self._num_received)
         super().on_headers_complete()
         self._is_in_head = False
-        self._remember_head()
+        if self._piece and (exchange := self._exchange) is not None:
+            exchange.remember(self._piece)
+            self._piece = b""
         if self.scope["raw_path"].endswith(b"/"):
             self.scope["path"] = self.scope["path"].rstrip("/") or "/"
         if self.scope["http_version"] == "1.0":

@@ -8,7 +8,7 @@ LINGER_S = 2.0
 """How long a closing connection passes over what its client still sends."""
 
 
-class GentleTransport:
+class LingeringTransport:
     """A transport that joins small writes, and closes so that the client can read the response.
 
     uvicorn writes the head and the body of a response one by one: here, the writes of one turn of the event loop become

@@ -12,8 +12,9 @@ from serving.frontends.common.services import Services
 from serving.frontends.http import HttpFrontend, body_memory
 from serving.inference.message_memory import UNCOUNTED_BYTES
 from tests.serving.fake_repository import PATIENCE_S, backend_of
+from tests.serving.frontends.callers import wait_until
 from tests.serving.frontends.http.conftest import Start
-from tests.serving.frontends.http.test_infer import wait_until
+from tests.serving.frontends.http.test_fast_path import connect
 from tests.serving.frontends.http.test_protocol import exchange
 
 ROOM = 400_000
@@ -31,10 +32,6 @@ def services(own_services: Services) -> Services:
 @pytest.fixture
 def server(start: Start) -> HttpFrontend:
     return start()
-
-
-def connect(server: HttpFrontend) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S)
 
 
 def post(body: bytes, headers: bytes = b"") -> bytes:

@@ -4,9 +4,8 @@ import asyncio
 import gzip
 import json
 import socket
-import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from serving.frontends.http import HttpFrontend
 from serving.protocol.tensors import DATATYPES
 from tests.serving.fake_repository import PATIENCE_S, BlockingBackend, FakeRepository, backend_of
+from tests.serving.frontends.callers import wait_until
 from tests.serving.frontends.http.conftest import MAX_BODY
 
 ROWS = np.array([[1, 2, 3], [4, 5, 6.5]], np.float32)
@@ -282,13 +282,6 @@ def test_a_large_body_is_refused_before_it_arrives(server: HttpFrontend) -> None
 
 def in_background(http: httpx.Client, pool: ThreadPoolExecutor, **more: Any) -> Any:
     return pool.submit(http.post, PATH, json=json_request([[1, 2, 3]], **more))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.002)
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_retry(
