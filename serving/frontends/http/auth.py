@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from convoy.auth import Principal, TokenFile
+from convoy.auth import TokenFile
 from convoy.quotas import Quota
 from convoy.web.page import is_page
 from serving.errors import ServingError, Unauthenticated, quote
@@ -60,9 +60,7 @@ class AuthMiddleware:
             try:
                 receive = self._admit(scope, permitting, receive)
             except ServingError as error:
-                if self._refusals is not None:
-                    self._refusals.count_error(error, method=method_of_path(scope["path"]))
-                await error_response(error)(scope, receive, send)
+                await refuse(error, self._refusals, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -75,19 +73,16 @@ class AuthMiddleware:
             ResourceExhausted: a quota is used up.
         """
         headers = dict(scope["headers"])
-        principal = self._authenticate(headers.get(b"authorization"))
+        credentials = headers.get(b"authorization")
+        principal = self._tokens.find(None if credentials is None else credentials.decode("latin-1"))
+        if principal is None:
+            raise Unauthenticated("expected header 'Authorization: Bearer TOKEN' with a token of this server")
         scope[PRINCIPAL] = principal
         check_scope(principal, permitting, f"{scope['method']} {quote(scope['path'])}")
         length = headers.get(b"content-length")
         # httptools has checked that it is a number. A longer body is refused, and must not leave a debt of years.
         check_quota(principal, min(int(length or 0), self._max_body_bytes))
         return receive if length is not None or principal.quota is None else _counted(receive, principal.quota)
-
-    def _authenticate(self, credentials: bytes | None) -> Principal:
-        principal = self._tokens.find(None if credentials is None else credentials.decode("latin-1"))
-        if principal is None:
-            raise Unauthenticated("expected header 'Authorization: Bearer TOKEN' with a token of this server")
-        return principal
 
 
 def api_scopes(method: str, path: str) -> frozenset[str] | None:
@@ -102,9 +97,11 @@ def api_scopes(method: str, path: str) -> frozenset[str] | None:
     return READS if method in ("GET", "HEAD") or path == "/v2/repository/index" else CHANGES_SERVER
 
 
-def method_of_path(path: str) -> str:
-    """Returns the method of a request that is refused before its route is known."""
-    return MODEL_INFER if path.endswith(_INFERS) else UNKNOWN
+async def refuse(error: ServingError, refusals: Refusals | None, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers, and counts, a request that is refused before its route is known."""
+    if refusals is not None:
+        refusals.count_error(error, method=MODEL_INFER if scope["path"].endswith(_INFERS) else UNKNOWN)
+    await error_response(error)(scope, receive, send)
 
 
 def metrics_scopes(tokens: TokenFile) -> Callable[[str, str], frozenset[str] | None]:

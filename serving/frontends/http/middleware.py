@@ -21,8 +21,8 @@ from serving.frontends.http.auth import (
     PRINCIPAL,
     AuthMiddleware,
     api_scopes,
-    method_of_path,
     metrics_scopes,
+    refuse,
 )
 from serving.frontends.http.responses import error_response
 from serving.frontends.http.server import HttpServer
@@ -136,9 +136,7 @@ class DrainMiddleware:
             await send(message)
 
         if self._server.is_stopping and scope["path"] not in OPEN_PATHS:
-            error = shutting_down()
-            self._refusals.count_error(error, method=method_of_path(scope["path"]))
-            await error_response(error)(scope, receive, send_and_close)
+            await refuse(shutting_down(), self._refusals, scope, receive, send_and_close)
             return
         try:
             await self._app(scope, receive, send_and_close if self._health.is_draining else send)
@@ -177,9 +175,7 @@ class HostMiddleware:
         error = PermissionDenied(
             f"the host {quote(host)} may be another site's: name it with --cors-origin, or set --token-file"
         )
-        if self._refusals is not None:
-            self._refusals.count_error(error, method=method_of_path(path))
-        await error_response(error)(scope, receive, send)
+        await refuse(error, self._refusals, scope, receive, send)
 
 
 class SameOriginMiddleware:
@@ -201,8 +197,7 @@ class SameOriginMiddleware:
                 error = PermissionDenied(
                     f"pages of {quote(origin)} may not call this: see --cors-origin and --token-file"
                 )
-                self._refusals.count_error(error, method=method_of_path(path))
-                await error_response(error)(scope, receive, send)
+                await refuse(error, self._refusals, scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
