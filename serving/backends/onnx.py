@@ -89,11 +89,7 @@ class OnnxBackend:
 
 
 def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> OnnxBackend:
-    """Opens one instance.
-
-    Args:
-        gpu: index of the CUDA device; None for the CPU.
-        num_threads: CPU threads that one batch may use.
+    """Opens one instance; a `serving.backends.registry.Load`.
 
     Raises:
         CudaUnavailable: ONNX Runtime cannot use the GPU.
@@ -135,7 +131,8 @@ def _open(file: Path, gpu: int | None, num_threads: int) -> ort.InferenceSession
         session = ort.InferenceSession(file, options, providers=_providers(gpu))
     except Exception as error:  # ONNX Runtime's own errors have no common class
         kind = LoadError if type(error).__name__ in _ERRORS_OF_THE_FILE else TransientLoadError
-        raise kind(f"ONNX Runtime cannot load {file.name}: {_first_line(error)}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise kind(f"ONNX Runtime cannot load {file.name}: {reason}") from error
     # Otherwise ONNX Runtime would print to standard output, continue on the CPU, and tell nobody.
     session.disable_fallback()
     if gpu is not None and "CUDAExecutionProvider" not in session.get_providers():
@@ -208,7 +205,3 @@ def _decoded(array: Array) -> Array:
     decoded = np.empty(array.shape, object)
     decoded.ravel()[:] = [element.decode(errors="replace") for element in array.ravel()]
     return decoded
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -24,11 +24,7 @@ _COMPILED = "/data/aotinductor/"
 
 
 def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> TorchInstance:
-    """Opens one instance.
-
-    Args:
-        gpu: index of the CUDA device; None for the CPU.
-        num_threads: CPU threads that one batch may use.
+    """Opens one instance; a `serving.backends.registry.Load`.
 
     Raises:
         CudaUnavailable: torch cannot use the GPU, or the package was compiled for the CPU.

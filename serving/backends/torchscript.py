@@ -9,11 +9,7 @@ from serving.models.spec import ModelSpec
 
 
 def load(file: Path, spec: ModelSpec, gpu: int | None, num_threads: int) -> TorchInstance:
-    """Opens one instance.
-
-    Args:
-        gpu: index of the CUDA device; None for the CPU.
-        num_threads: CPU threads that one batch may use.
+    """Opens one instance; a `serving.backends.registry.Load`.
 
     Raises:
         CudaUnavailable: torch cannot use the GPU.

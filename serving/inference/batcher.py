@@ -302,7 +302,8 @@ class Batcher:
                 if self._num_idle:
                     self._changed.notify()
         for request in expired:
-            error = DeadlineExceeded(f"too late for model '{self._name}': {_waited(request)}")
+            waited_ms = (time.monotonic_ns() - request.queued_ns) * 1e-6
+            error = DeadlineExceeded(f"too late for model '{self._name}': the request waited {waited_ms:.0f} ms")
             self._responder.fail(request, error, "REJECTED")
         if requests:
             for result in instance.run_batch(requests, trigger):
@@ -395,7 +396,3 @@ class Batcher:
         logger.warning("model '%s': an instance that %s %s", self._name, what, then)
         if not was_healthy:
             self.on_health_change()
-
-
-def _waited(request: QueuedRequest) -> str:
-    return f"the request waited {(time.monotonic_ns() - request.queued_ns) * 1e-6:.0f} ms"

@@ -119,10 +119,8 @@ class AdminService:
         return True
 
     def server_metadata(self) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=self._extensions())
-
-    def _extensions(self) -> tuple[str, ...]:
-        return EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
+        extensions = EXTENSIONS if self.shared_memory is None else (*EXTENSIONS, "system_shared_memory")
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=self._version, extensions=extensions)
 
     def model_metadata(self, name: str, version: str) -> pb.ModelMetadataResponse:
         model = self.repository.get(name, version)
