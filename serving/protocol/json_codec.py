@@ -241,7 +241,6 @@ def _flatten(data: list[Any], name: str) -> list[Any]:
 def _encode_elements(datatype: Datatype, elements: list[Any], name: str) -> bytes:
     kind = _ELEMENTS[datatype.dtype.kind]
     parts = []
-    start = 0
     try:
         for start in range(0, len(elements), _CHUNK):
             parts.append(from_elements(datatype, msgspec.convert(elements[start : start + _CHUNK], kind)))

@@ -214,7 +214,7 @@ class TestParseJson:
             b"[" * 90_000,
             b'{"id": ' + b"9" * 5000 + b"}",
             b'"\\ud800"',
-            b'{"\xff": 1}',
+            b'{"inputs": [], "\xff": 1}',
         ],
     )
     def test_a_body_that_is_not_json(self, body: bytes) -> None:
@@ -266,6 +266,10 @@ class TestParseBinary:
     def test_sizes_that_do_not_add_up(self, sizes: list[int], complaint: str) -> None:
         with pytest.raises(InvalidArgument, match=complaint):
             parse({"inputs": [binary_input(str(at), size) for at, size in enumerate(sizes)]}, b"12345")
+
+    def test_the_header_may_say_that_all_is_json(self) -> None:
+        request, _ = parse(one_input(), b"")
+        assert np.frombuffer(request.inputs[0].data, np.float32).tolist() == [1.5, 2]  # type: ignore[arg-type]
 
     def test_without_the_header(self) -> None:
         with pytest.raises(InvalidArgument, match="does not say where the JSON ends"):

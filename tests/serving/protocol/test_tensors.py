@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from serving.errors import InvalidArgument
+from serving.protocol import tensors
 from serving.protocol.tensors import DATATYPES, TensorSpec, from_elements, num_elements, to_array, to_bytes
 
 NUMERIC = [datatype for datatype in DATATYPES.values() if datatype.size]
@@ -27,13 +28,19 @@ def test_strings_survive_the_wire(elements: list[bytes]) -> None:
     assert list(to_array(datatype, (len(elements),), encoded)) == elements
 
 
-@pytest.mark.parametrize("data", [b"\x05\0\0\0abc", b"\x01\0", b"\xff\xff\xff\xffa"])
-def test_strings_that_are_cut_off_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidArgument, match="cut off"):
-        to_array(DATATYPES["BYTES"], (1,), data)
+@pytest.mark.parametrize(
+    ("data", "needed", "left"), [(b"\x05\0\0\0abc", 9, 7), (b"\x01\0", 5, 2), (b"\xff\xff\xff\xffa", 2**32 + 3, 5)]
+)
+def test_strings_that_are_cut_off_are_refused(data: bytes, needed: int, left: int) -> None:
+    with pytest.raises(InvalidArgument, match=f"cut off: element 1 needs {needed} bytes, {left} are left"):
+        to_array(DATATYPES["BYTES"], (2,), b"\x01\0\0\0a" + data)
 
 
-def test_the_number_of_strings_is_checked() -> None:
+def test_the_number_of_strings_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensors, "MAX_STRINGS", 2)
+    assert to_array(DATATYPES["BYTES"], (2,), bytes(8)).tolist() == [b"", b""]
+    with pytest.raises(InvalidArgument, match="a BYTES tensor of 3 elements is too large: at most 2 are accepted"):
+        to_array(DATATYPES["BYTES"], (3,), bytes(12))
     with pytest.raises(InvalidArgument, match=r"expected 2 BYTES elements .* got 1"):
         to_array(DATATYPES["BYTES"], (2,), from_elements(DATATYPES["BYTES"], ["one"]))
 
