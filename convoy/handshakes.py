@@ -65,7 +65,7 @@ class Handshakes:
 
     def _end(self, transport: asyncio.Transport, over: "asyncio.Future[None]") -> None:
         self._pending.pop(transport, None)
-        over.exception()  # has been looked at: asyncio would log it
+        over.exception()  # marks it as retrieved: else asyncio logs it
 
 
 class _Accepted(asyncio.Protocol):

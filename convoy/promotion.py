@@ -122,7 +122,8 @@ def served_before(current: Promotion | None, serving: int | None, present: Colle
     """
     before: list[int] = []
     if current is not None:
-        if serving is not None and serving > current.newest_known:  # took over by itself, as others between may have
+        # A newer version takes over by itself: those in between may have served, too.
+        if serving is not None and serving > current.newest_known:
             before += sorted((v for v in present if current.newest_known < v < serving), reverse=True)
         if serving is None or serving > current.newest_known:  # else the chosen one serves, or does not load
             before.append(current.version)

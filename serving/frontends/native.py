@@ -250,7 +250,7 @@ class NativeFrontend:
                 self._end_watch(call, ResourceExhausted("the client does not read the health updates"))
 
         self._end_of_watch[call] = self._watches.open(payload, peer, send)
-        if self._is_stopping:  # since the check in `_dispatch`
+        if self._is_stopping:  # the stop has begun since the check in `_dispatch`
             self._end_watch(call, shutting_down())
 
     def _end_watch(self, call: "_NativeCall", error: ServingError | None = None) -> None:

@@ -126,7 +126,7 @@ class Pipeline(Generic[S, R]):
             return self._decode(needed, encoded, context, sink)
         except NeedsSharedMemory as needed:
             return self._run_with_shared_memory(needed.request, encoded, context, sink)
-        except ServingError as error:  # it has been counted
+        except ServingError as error:  # `_bind` or the batcher has counted it
             sink.fail(error)
         except Exception as error:
             self._refuse(error, sink)

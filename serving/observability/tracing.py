@@ -51,7 +51,7 @@ class Tracing:
 
         self._sample = sample
         resource = Resource.create()
-        if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):  # no variable sets it
+        if str(resource.attributes.get("service.name", "")).startswith("unknown_service"):  # no variable names it
             resource = resource.merge(Resource({"service.name": "convoy"}))
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
@@ -108,7 +108,7 @@ class RequestTrace:
         self._tracer = tracer
         self._span = span
         self._context: Context = set_span_in_context(span)
-        self._to_epoch = time.time_ns() - time.monotonic_ns()  # once, or spans would overlap by some nanoseconds
+        self._to_epoch = time.time_ns() - time.monotonic_ns()  # measured once: else spans would overlap by nanoseconds
 
     @property
     def trace_id(self) -> str:

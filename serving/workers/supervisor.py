@@ -283,7 +283,7 @@ class Supervisor:
         with self._lock:
             before = self._changes.get(change.model)
             is_loaded = before is not None and before.verb == "load"
-            if not is_loaded or (change.verb != "follow" and is_made):  # to follow changes no configuration
+            if not is_loaded or (change.verb != "follow" and is_made):  # `follow` changes no configuration
                 self._changes[change.model] = change
             others = [worker for worker in self._workers.values() if worker is not maker]
 

@@ -184,7 +184,7 @@ class WatchCall(Call):
         """
         self._unsubscribe = watches.open(payload, self.peer(), self.send)
         self._queue.watches.add(self)
-        if self._queue.is_stopping:  # since the call began
+        if self._queue.is_stopping:  # the stop has begun since the call did
             self.fail(shutting_down())
 
     def send(self, state: int) -> None:

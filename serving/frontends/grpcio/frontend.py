@@ -126,7 +126,7 @@ class GrpcioFrontend:
 
 def _options(max_message_bytes: int, reuse_port: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", int(reuse_port)),  # otherwise a port in use is an error: do not share it
+        ("grpc.so_reuseport", int(reuse_port)),  # 0: a port in use is an error
         ("grpc.max_receive_message_length", max_message_bytes),
         *METADATA_OPTIONS,
         *keepalive_options(every_s=limits.KEEPALIVE_S, timeout_s=limits.KEEPALIVE_TIMEOUT_S),

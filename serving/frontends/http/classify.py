@@ -66,7 +66,7 @@ class ClassifyEndpoint:
         response: InferResponse = await await_response(
             self._bridge, lambda sink: self._service.submit(inference, context, sink), None, request.receive
         )
-        scope[SUBMITTED] = False  # as in `infer`
+        scope[SUBMITTED] = False  # as in `InferEndpoint`
         return json_response(_described(response, files))
 
 

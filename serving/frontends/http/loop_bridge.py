@@ -99,7 +99,7 @@ async def await_response(
             handle.cancel()
         if timeout_s is not None and isinstance(error, TimeoutError):
             raise DeadlineExceeded(f"no response within the timeout of {1e6 * timeout_s:.0f} microseconds") from None
-        if isinstance(error, asyncio.CancelledError):  # by uvicorn, when the grace period is over
+        if isinstance(error, asyncio.CancelledError):  # uvicorn cancels it when the grace period is over
             raise shutting_down() from None
         raise
     finally:

@@ -140,7 +140,7 @@ class DrainMiddleware:
             return
         try:
             await self._app(scope, receive, send_and_close if self._health.is_draining else send)
-        except asyncio.CancelledError:  # by uvicorn, when the grace period is over
+        except asyncio.CancelledError:  # uvicorn cancels it when the grace period is over
             with suppress(RuntimeError):  # the response has begun
                 await error_response(shutting_down())(scope, receive, send_and_close)
 

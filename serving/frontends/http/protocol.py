@@ -45,7 +45,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(*args, **options)
         self._exchange = None if fast_path is None else Exchange(fast_path, self)
-        self._piece = b""  # that is being parsed, if a request begins with it
+        self._piece = b""  # the bytes that are being parsed; empty unless a request begins with them
         self._peers = peers
         self._refusals = refusals
         self._num_pending_bytes = 0  # since the last complete head, piece of a body, or request
@@ -111,7 +111,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _end_after_waiting(self) -> None:
         """Reads no more requests, and ends the connection after the responses to those that it has read."""
         self._is_full = True
-        self.cycle.keep_alive = False  # of the last one that waits
+        self.cycle.keep_alive = False  # the last request that waits closes the connection
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Parses a request again as if it did not offer another protocol: httptools takes its body for that protocol.
@@ -274,7 +274,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_in_head:
             if waited >= connections.HEAD_S:
                 self._refuse(408, f"the request's head took longer than {connections.HEAD_S:g} s", "timeout")
-        elif self.flow.read_paused:  # by uvicorn: the client cannot go on
+        elif self.flow.read_paused:  # uvicorn has paused it: the client cannot go on
             self._reading.start(now, self._num_received)
         elif waited >= connections.REQUEST_S or self._reading.is_too_slow(now, self._num_received):
             if self.cycle.response_complete:  # refused before its body had arrived

@@ -65,5 +65,5 @@ class LingeringTransport:
 
     def _flush(self) -> None:
         parts, self._parts = self._parts, []
-        if parts and not self._transport.is_closing():  # by its client, in this turn
+        if parts and not self._transport.is_closing():  # its client may have closed it in this turn
             self._transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
