@@ -18,108 +18,75 @@ Json = dict[str, Any]
 
 OPENAPI_VERSION = "3.1.1"
 
+
+def _object(required: Sequence[str], **properties: Json) -> Json:
+    """Returns the schema of an object with these properties."""
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _array(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
 _ANY: Json = {"type": "object"}
+_TEXT: Json = {"type": "string"}
 _NAME: Json = {"type": "string", "minLength": 1}
-_PREDICTION: Json = {
-    "type": "object",
-    "required": ["index", "label", "probability"],
-    "properties": {
-        "index": {"type": "integer", "minimum": 0},
-        "label": {"type": "string"},
-        "probability": {"type": "number"},
-    },
-}
-_TENSOR: Json = {
-    "type": "object",
-    "required": ["name", "datatype", "shape"],
-    "properties": {
-        "name": _NAME,
-        "datatype": _NAME,
-        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
-        "parameters": _ANY,
-        "data": {"type": "array"},
-    },
-}
 _WHOLE: Json = {"type": "integer", "minimum": 0}
+_PREDICTION = _object(("index", "label", "probability"), index=_WHOLE, label=_TEXT, probability={"type": "number"})
+_TENSOR = _object(
+    ("name", "datatype", "shape"),
+    name=_NAME,
+    datatype=_NAME,
+    shape=_array(_WHOLE),
+    parameters=_ANY,
+    data={"type": "array"},
+)
+_VERSION_STATE = _object(
+    ("version", "state", "reason"),
+    version=_WHOLE,
+    state={"enum": ["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]},
+    reason=_TEXT,
+)
 _SCHEMAS: Json = {
-    "ModelState": {
-        "type": "object",
-        "required": ["name", "serving", "versions"],
-        "properties": {
-            "name": _NAME,
-            "serving": _WHOLE | {"description": "The version of requests that name none; 0 if none is ready."},
-            "promoted": _WHOLE | {"description": "The version that was chosen; 0 if the version policy decides."},
-            "pinned": {"type": "boolean"},
-            "choice": {"type": "string"},
-            "time": {"type": "string"},
-            "before": _WHOLE | {"description": "The version that a roll-back would go to; 0 for none."},
-            "versions": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["version", "state", "reason"],
-                    "properties": {
-                        "version": _WHOLE,
-                        "state": {"enum": ["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]},
-                        "reason": {"type": "string"},
-                    },
-                },
-            },
-            "reason": {"type": "string", "description": "Why no version is known, or which should serve is unknown."},
-        },
-    },
-    "Regions": {
-        "type": "array",
-        "items": {
-            "type": "object",
-            "required": ["name", "key", "offset", "byte_size"],
-            "properties": {"name": _NAME, "key": _NAME, "offset": _WHOLE, "byte_size": _WHOLE},
-        },
-    },
-    "ModelStates": {"type": "array", "items": {"$ref": "#/components/schemas/ModelState"}},
-    "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
-    "InferRequest": {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "parameters": _ANY,
-            "inputs": {"type": "array", "items": _TENSOR},
-            "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
-        },
-    },
-    "InferResponse": {
-        "type": "object",
-        "required": ["model_name", "model_version", "outputs"],
-        "properties": {
-            "model_name": _NAME,
-            "model_version": _NAME,
-            "id": {"type": "string"},
-            "outputs": {"type": "array", "items": _TENSOR},
-        },
-    },
-    "Classification": {
-        "type": "object",
-        "required": ["model_name", "model_version", "images"],
-        "properties": {
-            "model_name": _NAME,
-            "model_version": _NAME,
-            "images": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "required": ["file", "predictions"],
-                    "properties": {"file": {"type": "string"}, "predictions": {"type": "array", "items": _PREDICTION}},
-                },
-            },
-        },
-    },
+    "ModelState": _object(
+        ("name", "serving", "versions"),
+        name=_NAME,
+        serving=_WHOLE | {"description": "The version of requests that name none; 0 if none is ready."},
+        promoted=_WHOLE | {"description": "The version that was chosen; 0 if the version policy decides."},
+        pinned={"type": "boolean"},
+        choice=_TEXT,
+        time=_TEXT,
+        before=_WHOLE | {"description": "The version that a roll-back would go to; 0 for none."},
+        versions=_array(_VERSION_STATE),
+        reason=_TEXT | {"description": "Why no version is known, or which should serve is unknown."},
+    ),
+    "Regions": _array(
+        _object(("name", "key", "offset", "byte_size"), name=_NAME, key=_NAME, offset=_WHOLE, byte_size=_WHOLE)
+    ),
+    "ModelStates": _array({"$ref": "#/components/schemas/ModelState"}),
+    "Error": _object(("error",), error=_TEXT),
+    "InferRequest": _object(
+        ("inputs",),
+        id=_TEXT,
+        parameters=_ANY,
+        inputs=_array(_TENSOR),
+        outputs=_array({"type": "object", "required": ["name"]}),
+    ),
+    "InferResponse": _object(
+        ("model_name", "model_version", "outputs"),
+        model_name=_NAME,
+        model_version=_NAME,
+        id=_TEXT,
+        outputs=_array(_TENSOR),
+    ),
+    "Classification": _object(
+        ("model_name", "model_version", "images"),
+        model_name=_NAME,
+        model_version=_NAME,
+        images=_array(_object(("file", "predictions"), file=_TEXT, predictions=_array(_PREDICTION))),
+    ),
 }
-_FORM: Json = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {"file": {"type": "array", "items": {"type": "string", "contentMediaType": "image/*"}}},
-}
+_FORM = _object(("file",), file=_array({"type": "string", "contentMediaType": "image/*"}))
 _TOP_K: Json = {
     "name": "top_k",
     "in": "query",
@@ -157,15 +124,9 @@ _CLASSIFY = _Operation(
 )
 _OBJECT_BODY: Json = {"application/json": _ANY}
 _REGION_BODY: Json = {
-    "application/json": {
-        "type": "object",
-        "required": ["key", "byte_size"],
-        "properties": {
-            "key": _NAME,
-            "byte_size": {"type": "integer", "minimum": 1},
-            "offset": _WHOLE,
-        },
-    }
+    "application/json": _object(
+        ("key", "byte_size"), key=_NAME, byte_size={"type": "integer", "minimum": 1}, offset=_WHOLE
+    )
 }
 
 
