@@ -56,29 +56,7 @@ def make_page(polynomials: PolynomialErrors, networks: NetworkErrors, label_nois
             f"Errors of polynomials are medians of {len(polynomials.train):,} draws of points. New images are training "
             "images of mnist-mini that were set aside; no test image was used.",
         ],
-        figures=[
-            CaptionedFigure(
-                name="polynomials",
-                title="Polynomials of degree 0 to 9",
-                caption="The same points and the true function, with the polynomial of least squares of each degree: "
-                "too stiff at first, then close to the truth, and bent towards single points in the end.",
-                draw=partial(_draw_polynomials, polynomials),
-            ),
-            CaptionedFigure(
-                name="errors-by-degree",
-                title="Error by degree",
-                caption="Mean square error on the points that were fitted and on new ones, by degree, on a logarithmic "
-                "axis: medians, and bands that hold the middle half of the draws.",
-                draw=partial(_draw_errors_by_degree, polynomials),
-            ),
-            CaptionedFigure(
-                name="errors-by-width",
-                title="Error of a network by width",
-                caption="Share of misclassified images, by the number of hidden units: training images, some of which "
-                "have wrong labels, and new images. A line through the means, a dot for each network.",
-                draw=partial(_draw_errors_by_width, networks),
-            ),
-        ],
+        figures=_figures(polynomials, networks),
         tables=[
             Table(
                 name="polynomials",
@@ -105,6 +83,32 @@ def make_page(polynomials: PolynomialErrors, networks: NetworkErrors, label_nois
             "new_error": network_test.tolist(),
         },
     )
+
+
+def _figures(polynomials: PolynomialErrors, networks: NetworkErrors) -> list[CaptionedFigure]:
+    return [
+        CaptionedFigure(
+            name="polynomials",
+            title="Polynomials of degree 0 to 9",
+            caption="The same points and the true function, with the polynomial of least squares of each degree: "
+            "too stiff at first, then close to the truth, and bent towards single points in the end.",
+            draw=partial(_draw_polynomials, polynomials),
+        ),
+        CaptionedFigure(
+            name="errors-by-degree",
+            title="Error by degree",
+            caption="Mean square error on the points that were fitted and on new ones, by degree, on a logarithmic "
+            "axis: medians, and bands that hold the middle half of the draws.",
+            draw=partial(_draw_errors_by_degree, polynomials),
+        ),
+        CaptionedFigure(
+            name="errors-by-width",
+            title="Error of a network by width",
+            caption="Share of misclassified images, by the number of hidden units: training images, some of which "
+            "have wrong labels, and new images. A line through the means, a dot for each network.",
+            draw=partial(_draw_errors_by_width, networks),
+        ),
+    ]
 
 
 def _about_polynomials(train: torch.Tensor, test: torch.Tensor) -> str:

@@ -67,32 +67,7 @@ def make_page(separable: Points, exclusive_or: Points, letters: Letters) -> Page
             f"makes {exclusive_or.mistakes[-1]} mistakes in pass {len(exclusive_or.mistakes)}: no line is right there.",
             "Points and letters are ours: our notes of the lecture have names and years, and no data.",
         ],
-        figures=[
-            CaptionedFigure(
-                name="points",
-                title="The perceptron's line",
-                caption="The points, the line after each pass (pale) and the last one.",
-                draw=partial(_draw_points, separable),
-            ),
-            CaptionedFigure(
-                name="passes",
-                title="Mistakes in each pass",
-                caption="Points that were on the wrong side, each of which moved the line.",
-                draw=partial(_draw_passes, separable, exclusive_or),
-            ),
-            CaptionedFigure(
-                name="letters",
-                title="T or C",
-                caption="Accuracy after each epoch at places that the networks were shown, and at others.",
-                draw=partial(_draw_letters, letters),
-            ),
-            CaptionedFigure(
-                name="filters",
-                title="The shared weights",
-                caption="Each set of 3x3 weights after the training: purple is positive, orange negative.",
-                draw=partial(_draw_filters, letters.filters),
-            ),
-        ],
+        figures=_figures(separable, exclusive_or, letters),
         tables=[
             Table(
                 name="letters",
@@ -115,6 +90,35 @@ def make_page(separable: Points, exclusive_or: Points, letters: Letters) -> Page
             "letters": last,
         },
     )
+
+
+def _figures(separable: Points, exclusive_or: Points, letters: Letters) -> list[CaptionedFigure]:
+    return [
+        CaptionedFigure(
+            name="points",
+            title="The perceptron's line",
+            caption="The points, the line after each pass (pale) and the last one.",
+            draw=partial(_draw_points, separable),
+        ),
+        CaptionedFigure(
+            name="passes",
+            title="Mistakes in each pass",
+            caption="Points that were on the wrong side, each of which moved the line.",
+            draw=partial(_draw_passes, separable, exclusive_or),
+        ),
+        CaptionedFigure(
+            name="letters",
+            title="T or C",
+            caption="Accuracy after each epoch at places that the networks were shown, and at others.",
+            draw=partial(_draw_letters, letters),
+        ),
+        CaptionedFigure(
+            name="filters",
+            title="The shared weights",
+            caption="Each set of 3x3 weights after the training: purple is positive, orange negative.",
+            draw=partial(_draw_filters, letters.filters),
+        ),
+    ]
 
 
 def _draw_points(points: Points, *, narrow: bool) -> Figure:
