@@ -36,6 +36,7 @@ class ExportOptions:
 
     @classmethod
     def of(cls, config: TrainConfig | ExportConfig, device: torch.device) -> Self:
+        """Returns the options that a command line gives."""
         return cls(promote=config.promote, thorough=config.thorough, export_views=config.export_views, device=device)
 
 
