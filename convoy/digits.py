@@ -50,8 +50,7 @@ def prepare_digit(image: "Image", shape: tuple[int, int, int], *, significant_bi
 
     Args:
         image: a Pillow image of any mode and size.
-        shape: (C, H, W) of the result; C is 1 for grey or 3 for RGB, whose channels are then the same.
-        significant_bits: of a 16-bit grey image; the largest value that they hold becomes white.
+        shape, significant_bits: as of `convoy.images.fit_image`; the channels of RGB are the same.
 
     Returns:
         Pixels, uint8 [C, H, W], light on dark.

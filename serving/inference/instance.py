@@ -105,8 +105,8 @@ class Instance:
         model_name: str,
         backend: Backend,
         has_batch_dimension: bool,
-        check: Callable[[Backend], object] | None = None,
-        turn: Turn | None = None,
+        check: Callable[[Backend], object] | None,
+        turn: Turn | None,
     ) -> None:
         self.turn = turn
         self.attempt: Attempt | None = None

@@ -80,7 +80,7 @@ _TEXT = "%(asctime)s %(levelname).1s %(message)s"
 class _JsonFormatter(logging.Formatter):
     """One JSON object per line; the fields of an event stand beside its message."""
 
-    def __init__(self, worker: int | None = None) -> None:
+    def __init__(self, worker: int | None) -> None:
         super().__init__()
         self._worker = {} if worker is None else {"worker": worker}
 

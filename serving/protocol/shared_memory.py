@@ -58,7 +58,7 @@ class SharedMemoryService:
             status.offset, status.byte_size = region.offset, region.num_bytes
         return response
 
-    def cuda_status(self, name: str = "") -> pb.CudaSharedMemoryStatusResponse:
+    def cuda_status(self, name: str) -> pb.CudaSharedMemoryStatusResponse:
         """Returns no regions.
 
         Raises:

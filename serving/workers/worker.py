@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_CANNOT_START = 2
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 """Pause between two messages to the supervisor, which hears nothing of a process that hangs as a whole."""
 
 
@@ -88,7 +88,7 @@ class Worker:
         with stop_signals(stop_limit_s(self._config)) as wait_for_signal:
             self._channel.start()
             threading.Thread(target=self._load, name="loader", daemon=True).start()
-            threading.Thread(target=self._beat, name="beat", daemon=True).start()
+            threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
             wait_for_signal()
             self._server.drain()
             self._listeners.close()
@@ -137,10 +137,10 @@ class Worker:
                 raise StartupError(f"{what}, does not load: {reasons or 'it is gone'}")
             logger.warning("%s: this one serves version %d: %s", what, mine, reasons)
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
         while True:
             self._tell_state()
-            time.sleep(BEAT_S)
+            time.sleep(HEARTBEAT_S)
 
     def _tell_state(self) -> None:
         repository = self._server.repository

@@ -52,12 +52,13 @@ def counted(routes: Sequence[Route], calls: Calls) -> list[Route]:
 
 def _counted(route: Route, calls: Calls) -> Route:
     endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+    method = method_of(endpoint)
 
     @wraps(endpoint)
     async def answer(request: Request) -> Response:
         began = time.monotonic()
         response = await endpoint(request)
-        calls.record(method_of(endpoint), STATUS_NAMES[OK], time.monotonic() - began)
+        calls.record(method, STATUS_NAMES[OK], time.monotonic() - began)
         return response
 
     return Route(route.path, answer, methods=list(route.methods or ()))

@@ -41,7 +41,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     transport: Any  # a LingeringTransport
 
     def __init__(
-        self, *args: Any, peers: Connections, refusals: Refusals, fast_path: FastPath | None = None, **options: Any
+        self, *args: Any, peers: Connections, refusals: Refusals, fast_path: FastPath | None, **options: Any
     ) -> None:
         super().__init__(*args, **options)
         self._exchange = None if fast_path is None else Exchange(fast_path, self)

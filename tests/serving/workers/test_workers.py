@@ -23,7 +23,7 @@ from protos import grpc_service_pb2 as pb
 from serving.config import ServeConfig
 from serving.workers import supervisor
 from serving.workers.messages import State
-from serving.workers.worker import BEAT_S
+from serving.workers.worker import HEARTBEAT_S
 from tests.serving.model_files import scale, write_version
 from tests.serving.server_process import ServerProcess
 
@@ -328,7 +328,7 @@ def test_a_worker_is_started_again_once_the_system_has_a_process_for_it(
 @pytest.mark.minutes
 def test_a_worker_that_hangs_as_a_whole_is_not_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(tmp_path, "scale")
-    monkeypatch.setattr(supervisor, "SILENT_S", 5 * BEAT_S)
+    monkeypatch.setattr(supervisor, "SILENT_S", 5 * HEARTBEAT_S)
     config = ServeConfig(
         model_repository=str(tmp_path), workers=2, grpc_port=0, http_port=0, metrics_port=0, device="cpu"
     )
