@@ -7,9 +7,10 @@ import itertools
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -120,7 +121,16 @@ def temporary_name(name: str) -> str:
 
 def is_temporary(path: Path) -> bool:
     """Returns whether a process that was killed in `write_atomically` left this file."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return re.fullmatch(r"\..*\.\d+\.tmp", path.name, re.DOTALL) is not None
+
+
+def remove_temporary(folder: Path) -> None:
+    """Removes the files that killed processes left in `write_atomically`, from a folder where no other one writes."""
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            if is_temporary(path):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from trainer.errors import ConfigError, DataError
-from trainer.files import locked
+from trainer.files import locked, remove_temporary
 
 TEMPORARY_PREFIX = ".tmp-"
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -75,6 +75,7 @@ def remove_stale(parent: Path) -> None:
     """Removes the unfinished files of killed processes in `parent`; call it only while holding the lock."""
     for leftover in parent.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    remove_temporary(parent)
 
 
 @contextmanager

@@ -85,7 +85,10 @@ class Checkpoints:
         Raises:
             CheckpointError: one cannot be read, although it may be good; a run without it would replace it.
         """
-        for path in reversed(self._complete()):
+        tried: set[Path] = set()
+        # Listed again after each: where another process trains the run, it adds new ones and removes old ones.
+        while path := next((path for path in reversed(self._complete()) if path not in tried), None):
+            tried.add(path)
             try:
                 manifest = json.loads(read_regular(path / "manifest.json"))
                 if sha256_of_file(path / "state.pt") != manifest["sha256"]:
@@ -94,6 +97,8 @@ class Checkpoints:
                 self.newest_good_step = int(state["step"])
                 return state
             except OSError as error:
+                if not path.exists():
+                    continue
                 if error.errno not in _DAMAGED:
                     raise CheckpointError(
                         f"cannot read checkpoint {path}: {error.strerror or error}; make it readable, or move it away"

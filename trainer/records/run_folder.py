@@ -14,7 +14,7 @@ from trainer.config import Resume, TrainConfig
 from trainer.config_file import RUN_TOML, write_config_file
 from trainer.data import Dataset
 from trainer.errors import CheckpointError, ConfigError, TrainerError, no_run, reading, writing
-from trainer.files import create_folder, is_temporary, locked, write_json
+from trainer.files import create_folder, is_temporary, locked, remove_temporary, write_json
 from trainer.network_files import keep_network
 from trainer.paths import (
     FAILURE_FILE,
@@ -274,7 +274,9 @@ class RunFolder:
 
 @contextmanager
 def in_use(folder: Path, world: World, log: Callable[[str], None]) -> Iterator[None]:
-    """Context in which no other process uses the folder of a run or a study. Creates the folder. All ranks call this.
+    """Context in which no other process uses the folder of a run or a study. All ranks call this.
+
+    Creates the folder, or removes the unfinished files of killed processes from it.
 
     Args:
         log: prints a line for the user if another process uses the folder and this one waits for it.
@@ -290,7 +292,8 @@ def in_use(folder: Path, world: World, log: Callable[[str], None]) -> Iterator[N
                 folder.mkdir(parents=True, exist_ok=True)
             try:
                 waiting = f"{is_in_use}: waiting up to {LOCK_TIMEOUT_S:.0f} s for it to leave"
-                stack.enter_context(locked(folder / LOCK_FILE, log, waiting, timeout_s=LOCK_TIMEOUT_S))
+                if stack.enter_context(locked(folder / LOCK_FILE, log, waiting, timeout_s=LOCK_TIMEOUT_S)):
+                    remove_temporary(folder)
             except TimeoutError:
                 raise ConfigError(f"--run-dir {is_in_use}: stop that process, or choose another folder") from None
             except BrokenPipeError:  # the reader of our output is gone

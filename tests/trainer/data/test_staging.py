@@ -44,7 +44,8 @@ def test_a_staging_folder_is_removed_whatever_happens(tmp_path: Path) -> None:
 
 
 def test_only_unfinished_files_are_stale(tmp_path: Path) -> None:
-    (tmp_path / "tiny.pt").write_text("x")
+    for name in ("tiny.pt", ".32-facts.json.7.tmp"):
+        (tmp_path / name).write_text("x")
     with staging(tmp_path) as folder:
         remove_stale(tmp_path)
         assert not folder.exists()

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.conftest import fill
 from trainer.errors import CheckpointError
+from trainer.files import sha256_of_file
 from trainer.records.checkpoint import NUM_KEPT, Checkpoints, copy_to_cpu, weights_sha256
 
 
@@ -70,6 +71,23 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     assert loaded["step"] == 1
     assert len(printed) == 1
     assert "step-00000002 is damaged and skipped" in printed[0]
+
+
+def test_checkpoints_that_a_training_adds_and_removes_while_they_are_read(
+    checkpoints: Checkpoints, tmp_path: Path, printed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sha256_after_others(path: Path) -> str:
+        monkeypatch.undo()
+        for step in range(2, 2 + NUM_KEPT):
+            Checkpoints(tmp_path / "checkpoints", printed.append).save(step, state(step))
+        return sha256_of_file(path)
+
+    checkpoints.save(1, state(1))
+    monkeypatch.setattr("trainer.records.checkpoint.sha256_of_file", sha256_after_others)
+    loaded = checkpoints.load_newest()
+    assert loaded is not None
+    assert loaded["step"] == 1 + NUM_KEPT
+    assert printed == []
 
 
 def test_an_unreadable_checkpoint_is_not_called_damaged_nor_replaced(

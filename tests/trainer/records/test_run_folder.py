@@ -206,6 +206,15 @@ def test_a_second_process_waits_for_the_folder_and_then_gives_up(
         assert len(printed) == 1
 
 
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "figures").mkdir()
+    for name in (".report.html.7.tmp", "figures/.curves.svg.7.tmp", ".notes.tmp"):
+        (tmp_path / name).write_text("half")
+    with in_use(tmp_path, ALONE, pytest.fail):
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == [".in-use", ".notes.tmp", "figures"]
+
+
 def test_no_failure_is_written_into_a_folder_of_other_files(mini: Dataset, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("")
     for path in (tmp_path, tmp_path / "thesis.tex" / "run"):
