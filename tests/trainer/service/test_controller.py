@@ -376,6 +376,31 @@ def test_a_job_that_does_not_listen_is_ended_without_its_runner(
     assert run_until(controller, store, job.id, *FINAL).reason.startswith("ended at once")
 
 
+@pytest.mark.parametrize("holds_lock", [True, False])
+def test_what_a_killed_runner_has_left_in_other_sessions_is_the_jobs_until_a_user_ends_it(
+    holds_lock: bool, store: JobStore, controller: Controller, script: Script, tmp_path: Path
+) -> None:
+    code = "import subprocess; rank = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'],"
+    code += (
+        f"start_new_session=True, close_fds={not holds_lock}); (run / 'rank').write_text(str(rank.pid)); sys.exit(1)"
+    )
+    job, _ = store.add(script(code, max_retries=1), owner="ada")
+    run_until(controller, store, job.id, JobState.RUNNING)
+    wait_for(tmp_path / "runs" / str(job.id) / "rank")
+    (process,) = (tmp_path / store.identity).glob("jobs/*/attempt-1/process.json")
+    os.kill(json.loads(process.read_text())["pid"], signal.SIGKILL)
+    time.sleep(0.2)
+    for _ in range(3):
+        controller.make_pass()
+    job = store.get(job.id)
+    assert (job.state, job.attempt) == (JobState.RUNNING, 1), "no other attempt runs beside it"
+    assert job.reason.startswith("somebody has killed its runner; what is left of it goes on")
+    store.request_stop(job, Stop.KILL)
+    assert run_until(controller, store, job.id, *FINAL).state is JobState.CANCELLED
+    pid = int((tmp_path / "runs" / str(job.id) / "rank").read_text() or 0)
+    assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_jobs_of_another_store_in_the_same_folder_are_others(
     store: JobStore, controller: Controller, script: Script, tmp_path: Path
 ) -> None:

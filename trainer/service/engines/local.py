@@ -32,6 +32,7 @@ from trainer.service.engines.engine import EngineUnavailableError, Phase, Plan, 
 from trainer.service.jobs import Devices, Job, JobSpec, JobState, Stop
 from trainer.service.logs import rank_logging
 
+_WITHOUT_RUNNER = "somebody has killed its runner; what is left of it goes on, until `convoy jobs cancel --now` ends it"
 _SIGNALS = {Stop.SAVE: signal.SIGTERM, Stop.KILL: signal.SIGQUIT}
 
 
@@ -104,10 +105,13 @@ class LocalEngine(AttemptFolders):
             return Status(Phase.ENDED, int(ended["code"]))
         has_begun = (folder / "process.json").exists()
         if is_alive:
-            reason = _read(folder / "waits")
-            return Status(Phase.RUNNING if has_begun and not reason else Phase.STARTING, reason=reason)
+            if (reason := _read(folder / "waits")) or not has_begun:
+                return Status(Phase.STARTING, reason=reason)
+            return Status(Phase.RUNNING, reason="" if _runs(folder) else _WITHOUT_RUNNER)
         if not has_begun and self._runner(job) is not None:
             return Status(Phase.RUNNING, reason=f"somebody has deleted its files in {folder}; it goes on")
+        if local_runner.processes(folder):
+            return Status(Phase.RUNNING, reason=_WITHOUT_RUNNER)
         if not has_begun and job.state in (JobState.RUNNING, JobState.SAVING):
             reason = f"{socket.gethostname()} has no files of it: another host runs it, or somebody deleted them"
             return Status(Phase.GONE, reason=reason)
@@ -116,11 +120,13 @@ class LocalEngine(AttemptFolders):
     def stop(self, job: Job, stop: Stop) -> None:
         if stop is Stop.NONE:
             return
-        process = self._runner(job)
+        process, folder = self._runner(job), self._attempt(job)
         if process is None:
+            if stop is Stop.KILL:
+                local_runner.kill_processes(folder)
             with self._unless_begun(job) as lock:
-                if lock is not None:
-                    write_json(self._attempt(job) / "exit.json", {"code": -_SIGNALS[stop]})
+                if lock is not None and not local_runner.processes(folder):
+                    write_json(folder / "exit.json", {"code": -_SIGNALS[stop]})
             return
         number = int(process["pid"])
         try:
@@ -133,8 +139,8 @@ class LocalEngine(AttemptFolders):
                 os.close(descriptor)
         except ProcessLookupError:
             # Somebody has killed the runner; the kernel has sent its child SIGTERM, to which that may not listen.
-            if stop is Stop.KILL and _is_locked(self._attempt(job) / "lock"):
-                local_runner.kill_session(int(process["session"]))
+            if stop is Stop.KILL:
+                local_runner.kill_processes(folder)
 
     def _runner(self, job: Job) -> dict[str, Any] | None:
         """Returns the attempt's runner as it has noted itself, or, if its files are gone, as the system knows it."""
@@ -171,6 +177,7 @@ class LocalEngine(AttemptFolders):
         if job.devices.gpus or job.spec.gpus == 0:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(job.devices.gpus)
         environment |= rank_logging(job.spec, self._attempt(job) / "ranks")
+        environment[local_runner.ATTEMPT] = str(self._attempt(job))
         return {
             "arguments": self.plan(job.spec).command,
             "folder": job.spec.working_folder,
@@ -202,6 +209,15 @@ def _read(path: Path) -> str:
         return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def _runs(folder: Path) -> bool:
+    """Returns whether the runner that has noted itself in a folder is still there."""
+    process = read_json(folder / "process.json")
+    try:
+        return process is None or local_runner.start_time(process["pid"]) == process["start_time"]
+    except ProcessLookupError:
+        return False
 
 
 def _is_locked(path: Path) -> bool:

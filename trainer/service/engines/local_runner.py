@@ -33,6 +33,8 @@ PR_SET_CHILD_SUBREAPER = 36
 EXIT_BYTES = 128
 GPU_NAME = "convoy-gpu-{}"
 """Of the socket that a runner holds for a GPU."""
+ATTEMPT = "CONVOY_ATTEMPT"
+"""A variable of all processes of an attempt: its folder."""
 POLL_S = 0.2
 PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 """Errors of a machine that has no room now."""
@@ -154,13 +156,16 @@ def start_time(pid: int) -> int:
     """Returns when a process began, in the kernel's clock ticks; with its number this names it for ever.
 
     Raises:
-        ProcessLookupError: there is no such process.
+        ProcessLookupError: there is no such process, or it has ended and nobody has read its exit code.
     """
     try:
         # The name, in parentheses, may contain anything.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         raise ProcessLookupError(pid) from None
+    if fields[0] == "Z":
+        raise ProcessLookupError(pid)
+    return int(fields[19])
 
 
 def find(folder: Path) -> dict[str, Any] | None:
@@ -174,7 +179,7 @@ def find(folder: Path) -> dict[str, Any] | None:
 
 
 def _identity(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "start_time": start_time(pid), "session": os.getsid(pid)}
+    return {"pid": pid, "start_time": start_time(pid)}
 
 
 def _prepare(command: dict[str, Any]) -> None:
@@ -209,14 +214,27 @@ def _kill_descendants() -> None:
         time.sleep(0.02)
 
 
-def kill_session(session: int) -> None:
-    """Kills every process of a session, and below it."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[3]) == session:
-                pid = int(path.parent.name)
-                for number in (*_descendants(pid), pid):
-                    os.kill(number, signal.SIGKILL)
+def processes(folder: Path) -> list[int]:
+    """Returns the processes of an attempt, by its folder: torchrun's ranks have other sessions, and no lock."""
+    wanted = os.fsencode(f"{ATTEMPT}={folder}")
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # another user's, or it has ended
+            if wanted in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def kill_processes(folder: Path) -> None:
+    """Kills every process of an attempt whose runner is gone, and below it, until none runs."""
+    for _ in range(100):
+        found = processes(folder)
+        if not found:
+            return
+        for number in [pid for each in found for pid in (*_descendants(each), each)]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def _descendants(pid: int) -> list[int]:
