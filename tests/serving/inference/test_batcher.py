@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.errors import DeadlineExceeded, Internal, ResourceExhausted, ServingError
+from serving.inference import request_queue
 from serving.inference.batch import QueuedRequest
 from serving.inference.batcher import Batcher, BatcherClosed
 from serving.inference.outputs import Outputs
@@ -169,13 +170,16 @@ def test_a_model_without_a_batch_dimension_runs_one_request_at_a_time(harness) -
 
 
 @pytest.mark.parametrize(
-    ("ns_per_row", "retry_after_ms"), [(0.0, 100), (1.0, 1), (1.9999e8, 300), (1e12, 1000)], ids=str
+    ("ns_per_row", "retry_after_ms"), [(0.0, 100), (1.0, 1), (1.9999e8, 150), (1e12, 1000)], ids=str
 )
 def test_a_full_queue_refuses_at_once_and_says_when_half_of_it_is_done(
     harness, ns_per_row: float, retry_after_ms: int
 ) -> None:
-    made = harness(Doubler(held=True), max_queue_size=2)
-    made.occupy()
+    made = harness(Doubler(held=True), Doubler(held=True), max_batch_size=1, max_queue_size=2)
+    for _ in made.backends:
+        made.submit(1)
+    for backend in made.backends:
+        assert backend.began.acquire(timeout=TIMEOUT_S)
     made.submit(1)
     made.submit(2, 3)
     made.batcher._ns_per_row = ns_per_row  # 0 before the first batch
@@ -183,6 +187,18 @@ def test_a_full_queue_refuses_at_once_and_says_when_half_of_it_is_done(
         made.submit(4)
     assert refusal.value.retry_after_ms == retry_after_ms
     assert made.statistics.snapshot().failures["REJECTED"] == 1
+
+
+def test_the_bytes_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_queue, "MAX_QUEUED_BYTES", 10)
+    queue = RequestQueue(BatchLimits(max_batch_size=8))
+    assert queue.add(Request((1, 2, 3, 4, 5)))
+    assert queue.add(Request((6,) * 99)), "one may exceed them"
+    assert not queue.add(late := Request())
+    queue.take_batch()
+    assert not queue.add(late)
+    queue.take_batch()
+    assert queue.add(late)
 
 
 def test_a_request_past_its_deadline_is_not_computed(harness) -> None:

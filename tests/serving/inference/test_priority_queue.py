@@ -10,7 +10,7 @@ from serving.errors import DeadlineExceeded, ResourceExhausted
 from serving.inference import priority_queue
 from serving.inference.priority_queue import PriorityQueue
 from serving.inference.queue_policy import QueuePolicies, QueuePolicy
-from serving.inference.request_queue import BatchLimits
+from serving.inference.request_queue import BatchLimits, RequestQueue
 from tests.serving.inference.test_batcher import Doubler, Harness, Request
 
 ROOM = QueuePolicy(max_queue_size=100)
@@ -39,7 +39,7 @@ def queue_of(*levels: QueuePolicy, max_rows: int = 4) -> PriorityQueue:
     return PriorityQueue(BatchLimits(max_batch_size=max_rows, policies=QueuePolicies(levels)))
 
 
-def put(queue: PriorityQueue, *requests: Prior) -> None:
+def put(queue: RequestQueue, *requests: Prior) -> None:
     for request in requests:
         assert queue.add(request)
 
@@ -106,7 +106,11 @@ def test_a_deadline_ends_a_delayed_request_too() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5), st.sampled_from(["stays", "leaves"]))))
 def test_rows_and_bytes_are_those_of_the_requests_that_wait(entries: list[tuple[int, int, str]]) -> None:
-    queue = queue_of(ROOM, QueuePolicy(max_queue_size=100, delays=True), ROOM)
+    check_counts(queue_of(ROOM, QueuePolicy(max_queue_size=100, delays=True), ROOM), entries)
+    check_counts(RequestQueue(BatchLimits(max_batch_size=4, timeout_us=2)), entries)
+
+
+def check_counts(queue: RequestQueue, entries: list[tuple[int, int, str]]) -> None:
     requests = [Prior(level, rows, wait_us=1, waited_us=5 * (rows % 2)) for level, rows, _ in entries]
     put(queue, *requests)
     for request, (_, _, fate) in zip(requests, entries, strict=True):
@@ -116,6 +120,7 @@ def test_rows_and_bytes_are_those_of_the_requests_that_wait(entries: list[tuple[
     waiting = list(queue.requests)
     assert queue.num_rows == sum(request.rows for request in waiting)
     left = {id(request) for request in waiting}
+    assert queue._num_bytes == sum(request.num_bytes for request in waiting)
     while queue.requests:
         taken, expired = queue.take_batch()
         assert taken or expired
