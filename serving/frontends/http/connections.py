@@ -70,9 +70,6 @@ class Connections:
         self._reserve = reserve
         self._open: set[Connection] = set()
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def __contains__(self, connection: object) -> bool:
         return connection in self._open
 
