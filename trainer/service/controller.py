@@ -21,11 +21,11 @@ from typing import Any
 from trainer.errors import ConfigError, TrainerError
 from trainer.service.engines import open_engine
 from trainer.service.engines.engine import Engine, EngineUnavailableError, Phase
-from trainer.service.jobs import Devices, Job, JobState, Stop
+from trainer.service.jobs import ACTIVE, Devices, Job, JobState, Stop
 from trainer.service.outcome import Outcome, after_failure, judge
 from trainer.service.progress import Progress
 from trainer.service.scheduling import Need, choose
-from trainer.service.store import JobStore, Lease, StaleError, StoreError, as_reason
+from trainer.service.store import JobStore, Lease, StaleError, StoreError, UnknownJobError, as_reason
 
 LEASE_S = 5.0
 """A controller that is gone is replaced after this time."""
@@ -174,11 +174,28 @@ class Controller:
         try:
             self.engine(job.spec.engine).start(job)
         except EngineUnavailableError:
+            with suppress(EngineUnavailableError):  # the answer may have been lost
+                self._end_if_late(job)
             raise
         except ConfigError as error:
             self._give_up(job, Outcome(JobState.FAILED, str(error)), lease)
         except TrainerError as error:
             self._give_up(job, after_failure(job, JobState.FAILED, str(error)), lease)
+        else:
+            self._end_if_late(job)
+
+    def _end_if_late(self, job: Job) -> None:
+        """Ends an attempt that others gave up while this controller, which was paused, was about to start it."""
+        with suppress(UnknownJobError):  # somebody has deleted it since
+            known = self._store.get(job.id)
+            if known.attempt == job.attempt and known.state in ACTIVE:
+                return
+        engine = self.engine(job.spec.engine)
+        if engine.status(job).phase in (Phase.STARTING, Phase.RUNNING):
+            self._log(
+                f"job {job.id}: attempt {job.attempt} was given up before this controller started it: it is ended"
+            )
+            engine.stop(job, Stop.KILL)
 
     def _give_up(self, job: Job, outcome: Outcome, lease: Lease) -> None:
         """Concludes an attempt that could not be started, so that a controller that was paused does not start it."""

@@ -152,6 +152,28 @@ def test_a_job_that_was_cancelled_before_its_start_is_started_by_no_late_control
     assert not (tmp_path / "runs" / str(job.id)).exists()
 
 
+def test_a_job_that_was_deleted_before_a_late_controller_started_it_does_not_run(
+    store: JobStore, controller: Controller, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(script(SAVES), owner="ada")
+    engine = controller.engine("script")
+    start, started = engine.start, list[Job]()
+
+    def start_late(job: Job) -> None:
+        started.append(job)
+        store.delete(store.change(job, JobState.CANCELLED))
+        engine.forget(job)
+        start(job)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "start", start_late)
+        controller.make_pass()
+    until = time.monotonic() + 10
+    while (phase := engine.status(started[0]).phase) in (Phase.STARTING, Phase.RUNNING) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert phase not in (Phase.STARTING, Phase.RUNNING)
+
+
 def test_a_job_that_runs_on_another_host_is_not_started_here(
     store: JobStore, controller: Controller, script: Script, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from trainer.service.engines import kubernetes, kubernetes_logs, kubernetes_mirr
 from trainer.service.engines.engine import EngineUnavailableError
 from trainer.service.engines.kubernetes import KubernetesEngine
 from trainer.service.engines.kubernetes_client import Api
-from trainer.service.jobs import FINAL, Job, JobSpec, JobState
+from trainer.service.jobs import FINAL, Job, JobSpec, JobState, Stop
 from trainer.service.logs import written
 from trainer.service.operations import Operations
 from trainer.service.store import JobStore
@@ -347,6 +347,30 @@ def test_a_controller_that_was_killed_after_it_created_the_job_creates_no_second
     cluster.remove("jobs", cluster.main()["metadata"]["name"])
     assert run_until(third, store, job.id, *FINAL).state is JobState.LOST
     close(third)
+
+
+@pytest.mark.parametrize("fault", [None, Fault("POST", "/jobs", is_done=True)], ids=["answered", "answer lost"])
+def test_a_controller_that_is_paused_before_it_creates_the_job_deletes_it_if_others_gave_it_up(
+    fault: Fault | None, cluster: Cluster, store: JobStore, spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _ = store.add(spec(), owner="ada")
+    late, other = Controller(store, tmp_path), Controller(store, tmp_path / "another-folder")
+    engine = late.engine("kubernetes")
+    start = engine.start
+
+    def start_late(job: Job) -> None:
+        late.resign()
+        store.request_stop(store.get(job.id), Stop.SAVE)
+        assert run_until(other, store, job.id, *FINAL).reason == "before it started"
+        cluster.faults += [fault] if fault else []
+        start(job)
+
+    monkeypatch.setattr(engine, "start", start_late)
+    late.make_pass()
+    assert ("POST /apis/batch/v1/namespaces/training/jobs" in cluster.requests, cluster.all("jobs")) == (True, [])
+    assert store.get(job.id).state is JobState.CANCELLED
+    close(late)
+    close(other)
 
 
 @pytest.mark.minutes
