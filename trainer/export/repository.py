@@ -9,6 +9,7 @@ This module knows nothing about training and conversion.
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -36,7 +37,9 @@ CONFIG, LABELS, ONNX = "config.pbtxt", "labels.txt", "model.onnx"
 GOLDEN, MANIFEST = "golden.npz", "manifest.json"
 _STAGING = ".staging-"
 _STALE_S = 3600.0
-"""Age from which a folder of unfinished files is that of a killed process: to write a version takes seconds."""
+"""Age from which a folder of unfinished files is that of a killed process, where the file system has no locks."""
+_UNLOCKED_S = 60.0
+"""Age from which a folder that nobody locks is. On some network disks, other hosts do not see a lock."""
 MAX_BATCH_SIZE = 256
 _MAX_PIXELS = 1 << 21
 """Of the largest batch, which a server runs when it loads a model. For EfficientNet-Lite0 on 224 x 224 pixels, 256
@@ -249,18 +252,44 @@ def _describe_tensors(described: Any) -> str:
 def _remove_stale(folder: Path) -> None:
     """Removes the unfinished files of killed processes."""
     for staged in folder.glob(f"{_STAGING}*"):
-        with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
-            if time.time() - staged.stat().st_mtime > _STALE_S:
+        with contextlib.suppress(OSError), _locked(staged) as is_locked:
+            stale_s = _UNLOCKED_S if is_locked else _STALE_S
+            if is_locked is not None and time.time() - staged.stat().st_mtime > stale_s:
                 shutil.rmtree(staged, ignore_errors=True)
 
 
 @contextlib.contextmanager
+def _locked(staged: Path) -> Iterator[bool | None]:
+    """Context that locks a folder, if no other process does. The kernel releases the lock when its holder dies.
+
+    Returns:
+        A context manager that yields whether the file system has locks; None if another process holds this one.
+    """
+    descriptor = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool | None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
 def _staging_folder(folder: Path) -> Iterator[Path]:
-    """Creates a hidden folder, and removes it at the end unless it was renamed."""
+    """Creates a hidden folder, locks it, and removes it at the end unless it was renamed."""
     staged = folder / f"{_STAGING}{os.getpid()}-{secrets.token_hex(4)}"
     staged.mkdir()  # not by tempfile, whose folders only their owner may read
     try:
-        yield staged
+        with _locked(staged):
+            yield staged
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 

@@ -1,5 +1,7 @@
 """Tests that versions appear complete and in order, and only beside compatible ones."""
 
+import errno
+import fcntl
 import json
 import os
 import threading
@@ -14,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from convoy.promotion import PROMOTION_FILE, pin, write_promotion
 from trainer.errors import ConfigError, ExportError
 from trainer.export import repository
-from trainer.export.repository import RepositoryModel
+from trainer.export.repository import RepositoryModel, _staging_folder
 from trainer.paths import printable
 
 FILES = {"model.onnx": b"weights", "golden.npz": b"images"}
@@ -82,12 +84,32 @@ def test_the_next_version_follows_the_highest(model: RepositoryModel) -> None:
     assert publish(model).name == "43"
 
 
+def leave_unfinished(staged: Path, age_s: float) -> None:
+    staged.mkdir()
+    (staged / "model.onnx").write_bytes(b"some")
+    os.utime(staged, (time.time() - age_s,) * 2)
+
+
 def test_unfinished_files_of_a_killed_export_are_removed_by_the_next_one(model: RepositoryModel) -> None:
     publish(model)
-    for name, age_s in {"killed": 7200, "running": 60}.items():
-        (model.path / f".staging-{name}").mkdir()
-        (model.path / f".staging-{name}" / "model.onnx").write_bytes(b"some")
-        os.utime(model.path / f".staging-{name}", (time.time() - age_s,) * 2)
+    for name, age_s in {"killed": 120, "new": 10}.items():
+        leave_unfinished(model.path / f".staging-{name}", age_s)
+    with _staging_folder(model.path) as running:
+        os.utime(running, (time.time() - 7200,) * 2)
+        publish(model)
+        assert {path.name for path in model.path.glob(".*")} == {".staging-new", running.name}
+
+
+def test_without_locks_unfinished_files_are_removed_after_an_hour(
+    model: RepositoryModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(_file: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    publish(model)
+    for name, age_s in {"killed": 7200, "running": 120}.items():
+        leave_unfinished(model.path / f".staging-{name}", age_s)
     publish(model)
     assert [path.name for path in model.path.glob(".*")] == [".staging-running"]
 
