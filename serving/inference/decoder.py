@@ -89,7 +89,7 @@ class ImageDecoder:
             self._num_bytes -= num_bytes
 
     @contextmanager
-    def room(self, num_pixels: int, is_new: bool = True) -> Iterator[None]:
+    def room(self, num_pixels: int, is_new: bool) -> Iterator[None]:
         """Waits until so many more pixels may be decoded, and measures how long that takes.
 
         Args:
