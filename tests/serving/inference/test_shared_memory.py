@@ -54,6 +54,15 @@ def test_an_input_is_read_and_an_output_written_at_its_offset(memory: SharedMemo
     assert bytes(block.buf[:8]) == b"0123AB67"
 
 
+def test_a_region_may_be_the_whole_object_and_an_output_the_whole_region(memory: SharedMemory, block: Block) -> None:
+    memory.unregister("r")
+    memory.register("r", block.name, 0, SIZE)
+    place = resolve(memory, asking(wanted=SharedRange("r", 0, SIZE))).outputs[0].place
+    assert place is not None
+    place.write("y", b"A" * SIZE)
+    assert bytes(block.buf[:SIZE]) == b"A" * SIZE
+
+
 @pytest.mark.parametrize(
     ("shared", "reason"),
     [
@@ -164,14 +173,14 @@ def test_a_region_is_closed_once_no_request_needs_it(memory: SharedMemory, block
 
 
 def test_a_region_that_its_client_shrinks_is_an_error_of_the_request(memory: SharedMemory, block: Block) -> None:
-    place = resolve(memory, asking(wanted=SharedRange("r", 0, 5))).outputs[0].place
+    place = resolve(memory, asking(wanted=SharedRange("r", 1, 5))).outputs[0].place
     assert place is not None
-    os.truncate(f"/dev/shm/{block.name}", 4)
+    os.truncate(f"/dev/shm/{block.name}", 7)
     with pytest.raises(InvalidArgument, match="region 'r' has become smaller than it was"):
-        resolve(memory, asking(given=SharedRange("r", 0, 5)))
+        resolve(memory, asking(given=SharedRange("r", 1, 5)))
     with pytest.raises(InvalidArgument, match="region 'r' has become smaller than it was"):
         place.write("y", b"12345")
-    assert os.stat(f"/dev/shm/{block.name}").st_size == 4
+    assert os.stat(f"/dev/shm/{block.name}").st_size == 7
 
 
 def test_a_server_that_allows_none_says_so() -> None:
