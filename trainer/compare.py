@@ -2,6 +2,7 @@
 
 import statistics
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Self
 
@@ -115,6 +116,7 @@ def _table(runs: list[_ComparedRun]) -> list[str]:
     return [
         header,
         *rows,
+        *_note_differences([members[0] for members in settings.values()]),
         *notes,
         *(_describe_ledger(ledger, runs[0].result, statistics.median(accuracies)) for ledger in ledgers),
     ]
@@ -202,6 +204,28 @@ def _row(run: _ComparedRun, num_views: int, accuracies: list[float]) -> str:
     summary = (min(percents), statistics.median(percents), max(percents), statistics.mean(percents))
     columns = "  ".join(f"{number:7.2f}" for number in summary)
     return f"{run.result.recipe[:15]:15s} {run.setting[:8]} {num_views:6d} {len(percents):5d}{columns}  {std}"
+
+
+def _note_differences(runs: list[_ComparedRun]) -> list[str]:
+    """Returns how each setting, of which `runs` has a run, differs from the first one of its recipe."""
+    first: dict[str, _ComparedRun] = {}
+    notes = []
+    for run in runs:
+        other = first.setdefault(run.result.recipe, run)
+        found = [
+            f"{name.removeprefix('recipe.')} {_describe_value(ours)} (not {_describe_value(theirs)})"
+            for name, theirs, ours in other.folder.fingerprint.differences(run.folder.fingerprint)
+            if name != "seed"
+        ]
+        if found:
+            names = f"{run.result.recipe} {run.setting[:8]}", other.setting[:8]
+            notes.append(f"{names[0]} differs from {names[1]}: {list_names(found, _MOST_NAMED)}")
+    return notes
+
+
+def _describe_value(value: object) -> str:
+    text = "the default" if value is None else str(value)
+    return text[:8] if len(text) == len(sha256().hexdigest()) else text
 
 
 def _note_averaged(members: list[_ComparedRun], accuracies: dict[str, _Accuracies]) -> list[str]:

@@ -67,11 +67,13 @@ def test_the_table_has_a_row_for_each_setting(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, seed, errors) for seed, errors in enumerate((10, 30, 20))]
     paths.append(make_run(tmp_path, 0, 5, lr=0.2))
     lines = compare_runs(paths)
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert lines[1].split()[2:] == ["1", "3", "97.00", "98.00", "99.00", "98.00", "1.000"]
     assert lines[2].split()[2:] == ["1", "1", "99.50", "99.50", "99.50", "99.50", "–"]
-    assert lines[3].startswith("4 evaluations on this test set in ")
-    assert lines[3].endswith("(95 % over all evaluations)")
+    first, second = (line.split()[1] for line in lines[1:3])
+    assert lines[3] == f"mnist {second} differs from {first}: lr 0.2 (not 0.1)"
+    assert lines[4].startswith("4 evaluations on this test set in ")
+    assert lines[4].endswith("(95 % over all evaluations)")
 
 
 def test_a_recipe_with_views_has_a_row_for_one_view_and_one_for_all(tmp_path: Path) -> None:
@@ -188,7 +190,9 @@ def test_other_training_images_are_compared_on_the_same_test_images(tmp_path: Pa
     for path in paths:
         result = json.loads((path / "result.json").read_text())
         (path / "result.json").write_text(json.dumps(result | {"test_sha256": "t"}))
-    assert len(compare_runs(paths)) == 4
+    lines = compare_runs(paths)
+    assert len(lines) == 5
+    assert lines[3].endswith(": dataset_sha256 eeeeeeee (not dddddddd)")
 
 
 def test_all_that_a_workspace_holds_is_compared(tmp_path: Path) -> None:

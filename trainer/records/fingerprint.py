@@ -40,6 +40,7 @@ changes nothing, keeps the digests of runs from before it. Add none here."""
 _NAMES_ON_DISK = {"param_groups": "rules"}
 """Fields of a recipe that files know by an older name. The digests are over these names: with others, `config_sha256`
 and `setting_sha256` in ledgers would no longer match."""
+_NAMES_IN_CODE = {on_disk: name for name, on_disk in _NAMES_ON_DISK.items()}
 
 _MUON = "orthogonalize"
 """The flag of a parameter group on disk that its optimizer is Muon."""
@@ -132,13 +133,19 @@ class Fingerprint:
         """The digest of everything but the seed."""
         return _digest({name: value for name, value in self.values.items() if name != "seed"})
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values by the names that `--set` and `convoy recipes` have for them."""
+        settings: dict[str, Any] = _name_as_options(self.values)
+        return settings
+
     def with_dataset(self, name: str) -> "Fingerprint":
         """Returns the same fingerprint with the data set under another name."""
         return Fingerprint({**self.values, "recipe": {**self.values["recipe"], "dataset": name}})
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, Any, Any]]:
         """Returns where two fingerprints differ, as (dotted name, this one's value, the other's value)."""
-        return _differences("", self.values, other.values)
+        return _differences("", self.settings, other.settings)
 
 
 def _to_disk(value: Any) -> Any:
@@ -163,9 +170,8 @@ def _from_disk(kind: Any, value: Any) -> Any:
     """Returns a value of the type `kind` from its JSON. Numbers stay as they are: an int may stand for a float."""
     arguments = typing.get_args(kind)
     if is_dataclass(kind) and isinstance(kind, type):
-        known = {on_disk: name for name, on_disk in _NAMES_ON_DISK.items()}
         hints = typing.get_type_hints(kind)
-        named = {known.get(name, name): item for name, item in value.items()}
+        named = {_NAMES_IN_CODE.get(name, name): item for name, item in value.items()}
         named = _group_from_disk(named) if kind is ParamGroup else named
         if unknown := sorted(named.keys() - hints.keys()):
             raise ValueError(f"{kind.__name__} has no {', '.join(unknown)} in this version; a later one may")
@@ -183,6 +189,15 @@ def _from_disk(kind: Any, value: Any) -> Any:
         case typing.Annotated:
             return _from_disk(arguments[0], value)
     return value
+
+
+def _name_as_options(value: Any) -> Any:
+    """Returns JSON from disk with the names of options; a file may be damaged, so that anything stands anywhere."""
+    if not isinstance(value, dict):
+        return value
+    inner: dict[str, Any] = value
+    named = {_NAMES_IN_CODE.get(name, name): _name_as_options(item) for name, item in inner.items()}
+    return _group_from_disk(named) if _MUON in named else named
 
 
 def _group_to_disk(values: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def write_report(
         "classes": _class_rows(confusion, names),
         "tiles": [(mistake, _data_uri(mistake.pixels)) for mistake in mistakes],
         "is_pixelated": max(test_images.shape[1:]) <= _PIXELATED_SIDE,
-        "settings": groups(run.fingerprint.values),
+        "settings": groups(run.fingerprint.settings),
         "origin": _origin(result, run.origin),
     }
     write_atomically(folder / "report.html", _render(page).encode(errors="replace"))

@@ -38,9 +38,17 @@ def test_a_fingerprint_with_fewer_fields_keeps_its_digest() -> None:
     assert old.differences(new) == []
 
 
+@pytest.mark.parametrize("rules", [[1], {"stem": 3}, None])
+def test_damaged_groups_differ(rules: object) -> None:
+    mnist = fingerprint_of(RECIPES["mnist"])
+    damaged = Fingerprint({**mnist.values, "recipe": {**mnist.values["recipe"], "rules": rules}})
+    assert all(name.startswith("recipe.param_groups") for name, _, _ in mnist.differences(damaged))
+    assert mnist.differences(damaged)
+
+
 def test_differences_have_dotted_names() -> None:
     mnist, other = fingerprint_of(RECIPES["mnist"]), fingerprint_of(RECIPES["mnist-lenet5"])
-    assert ("recipe.rules.vectors.lr", 0.1, 0.05) in mnist.differences(other)
+    assert ("recipe.param_groups.vectors.lr", 0.1, 0.05) in mnist.differences(other)
     assert mnist.differences(mnist.with_dataset("cifar10")) == [("recipe.dataset", "mnist", "cifar10")]
 
 

@@ -201,7 +201,7 @@ def test_the_numbers_of_the_result_are_shown(tmp_path: Path) -> None:
         "d" * 64,
         "e" * 64,
         "a <fast> one",
-        "recipe.rules.filters lr 0.1 momentum 0.0",
+        "recipe.param_groups.filters lr 0.1 momentum 0.0",
     ):
         assert text in page.text
 
