@@ -2,14 +2,13 @@
 
 A version appears by one rename, after the digests of its manifest are verified, or not at all. What cannot be listed or
 fetched changes nothing: an error is no answer, and neither is an address that holds nothing any more. Only what is gone
-from the address is deleted. Several processes may share the copy.
+from the address, or has not been needed for a day, is deleted. Several processes may share the copy.
 """
 
 import contextlib
 import errno
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
@@ -25,20 +24,17 @@ from convoy.promotion import PROMOTION_FILE, Promotion, PromotionError, read_pro
 from convoy.promotion import write_promotion as write_locally
 from serving.errors import LoadError, TransientLoadError
 from serving.models.config import read_config
+from serving.models.copy_index import CopyIndex, Tags, forget_version, of_version, staging
 from serving.models.files import describe
 from serving.models.manifest import MANIFEST_FILE, read_manifest, verify_digests
 from serving.models.remote import RemoteModel, RemoteRepository, is_address, is_whole
-from serving.models.scanner import WARMUP_FOLDER, version_number
+from serving.models.scanner import WARMUP_FOLDER, FileStats, scan_version, version_number
 from serving.models.slot import Standing
 from serving.models.spec import version_policy
 
 logger = logging.getLogger(__name__)
 
-_INDEX = ".fetched.json"
 _LOCK = ".lock"
-
-Tags = dict[str, str]
-"""A tag of each file by its path in a model's folder."""
 
 Known = Callable[[str], tuple[int | None, Collection[int]]]
 """Returns the version of a model that serves, and those that do not load."""
@@ -49,6 +45,12 @@ OWN = 0
 _FIRST_PAUSE_S = 60.0
 _MAX_PAUSE_S = 6 * 3600.0
 """Before files are fetched again that arrived damaged: on the way, or because they are so at the address."""
+
+_SETTLE_S = 2.0
+"""In which no file of a version without a manifest changes that a new server takes: it may still be being uploaded."""
+
+_KEEP_S = 24 * 3600.0
+"""For how long a version stays in the copy that no process has needed."""
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Of the copy's disk, whichever library writes to it."""
@@ -81,11 +83,15 @@ class Mirror:
         self.folder = folder
         self.address = remote.address
         self._remote = remote
+        self._index = CopyIndex(folder, remote.address)
         self._lock = threading.RLock()
         self._seen: dict[tuple[str, int], Tags] = {}
         """The files of versions without a manifest that the last listing found, which may still be being uploaded."""
         self._refusals: dict[str, dict[int, _Refusal]] = {}
         """By model and version, of what the last listing found."""
+        self._checked: dict[tuple[str, int], FileStats] = {}
+        """The files of versions that do not load, whose digests are right all the same."""
+        self._listed_at = 0.0
         self._is_first = True
 
     def sync(self, name: str = "", version: int = 0, known: Known = lambda name: (None, ())) -> None:
@@ -99,12 +105,13 @@ class Mirror:
         Raises:
             OSError: the address or the copy cannot be read or written. What is in the copy stays.
         """
-        state = self._index_state()
+        state = self._index.state()
         models = self._remote.list()  # before the lock: an address that does not answer holds up no other process
         with self._exclusively():
-            if self._index_state() != state:
+            if self._index.state() != state:
                 models = self._remote.list()  # another one has seen what may be newer
-            fetched = self._read_index()
+            self._listed_at = time.monotonic()
+            fetched = self._index.read()
             folders = [path for path in self.folder.iterdir() if path.is_dir()]
             if not models and folders:
                 raise OSError(f"{self.address} holds no models any more")
@@ -118,11 +125,11 @@ class Mirror:
                 except OSError as error:
                     self._refuse(each, OWN, {}, self._describe(error))
                 if fetched[each] != before:
-                    self._write_index(fetched)
+                    self._index.write(fetched)
             for folder in [folder for folder in folders if folder.name not in models]:
                 self._remove(folder)
                 fetched.pop(folder.name, None)
-                self._write_index(fetched)
+                self._index.write(fetched)
                 logger.info("%s: gone from %s", folder.name, self.address)
             self._is_first = False
 
@@ -158,7 +165,7 @@ class Mirror:
         Raises:
             OSError: it cannot be written.
         """
-        with self._exclusively(), _staging(folder) as staged:
+        with self._exclusively(), staging(folder) as staged:
             write_locally(staged, promotion)  # a full disk is found before the address has the choice
             self._remote.write(f"{folder.name}/{PROMOTION_FILE}", to_bytes(promotion))
             (staged / PROMOTION_FILE).replace(folder / PROMOTION_FILE)
@@ -194,6 +201,8 @@ class Mirror:
         while wanted := [version for version in _wanted(folder, usable, extra, serving) if version not in tried]:
             tried.update(wanted)
             for version in wanted:
+                if version in failed and of_version(fetched, version) and self._is_damaged(name, version):
+                    forget_version(fetched, version)
                 is_there = self._has_version(name, version, model.versions[version], fetched, version == extra)
                 if not is_there or version in failed:
                     del usable[version]  # others take its place
@@ -202,15 +211,32 @@ class Mirror:
         unknown = {version for version, refusal in self._refusals[name].items() if not refusal.pause_s}
         if any(version in unknown or (name, version) in self._seen for version in tried):
             return  # what is gone serves until it is known what may take its place
-        for version in {version_number(path.name) for path in folder.iterdir()} - {0} - model.versions.keys():
-            self._remove(folder / str(version))
-            _forget(fetched, version)
+        has_all = not self._is_first and bool(tried - {extra})
+        self._remove_versions(folder, model.versions, tried | {serving}, fetched, has_all=has_all)
+
+    def _remove_versions(
+        self, folder: Path, listed: Collection[int], needed: Collection[int | None], fetched: Tags, *, has_all: bool
+    ) -> None:
+        """Removes versions that are gone from the address, and those that no process has needed for long.
+
+        Args:
+            needed: by this process; others may share the copy, and need others.
+            has_all: whether these are known to be all that this process needs.
+        """
+        for version in {version_number(path.name) for path in folder.iterdir()} - {0}:
+            path = folder / str(version)
+            if version in needed:
+                os.utime(path)
+            is_old = time.time() > path.stat().st_mtime + _KEEP_S
+            if version not in listed or (has_all and is_old):
+                self._remove(path)
+                forget_version(fetched, version)
 
     def _fetch_own(self, name: str, files: Tags, fetched: Tags) -> None:
         """Fetches the files beside the versions, all or none, and removes those that are gone from the address."""
         folder = self.folder / name
         changed = [file for file, tag in files.items() if fetched.get(file) != tag or not is_whole(folder / file, tag)]
-        with _staging(folder) as staged:
+        with staging(folder) as staged:
             for file in changed:
                 self._fetch_file(f"{name}/{file}", staged / file, files[file])
             for file in changed:
@@ -230,7 +256,7 @@ class Mirror:
             is_asked_for: it is fetched without a pause after the last failure.
         """
         folder = self.folder / name / str(version)
-        if _of_version(fetched, version) == files and all(is_whole(folder / file, tag) for file, tag in files.items()):
+        if of_version(fetched, version) == files and all(is_whole(folder / file, tag) for file, tag in files.items()):
             self._forget_version(name, version)  # another process may have fetched it
             return True
         if MANIFEST_FILE not in files and not self._is_first and self._seen.get((name, version)) != files:
@@ -240,7 +266,7 @@ class Mirror:
         if refusal is not None and time.monotonic() < refusal.retry_at and not is_asked_for:
             return False
         try:
-            self._fetch_version(name, version, files, fetched, _of_version(fetched, version) if refusal is None else {})
+            self._fetch_version(name, version, files, fetched, of_version(fetched, version) if refusal is None else {})
         except (OSError, TransientLoadError) as error:
             self._refuse(name, version, files, self._describe(error))
         except LoadError as error:
@@ -249,6 +275,21 @@ class Mirror:
         else:
             self._forget_version(name, version)
             return True
+        return False
+
+    def _is_damaged(self, name: str, version: int) -> bool:
+        """Returns whether a version does not load because its files in the copy are others than those fetched."""
+        folder = self.folder / name / str(version)
+        try:
+            files = scan_version(folder)
+            if self._checked.get((name, version)) != files:
+                verify_digests(folder, read_manifest(folder))
+                self._checked[name, version] = files
+        except (OSError, LoadError) as error:
+            is_known = isinstance(error, LoadError) and not isinstance(error, TransientLoadError)
+            if is_known:
+                logger.warning("%s version %d in the copy is fetched again: %s", name, version, error)
+            return is_known
         return False
 
     def _forget_version(self, name: str, version: int) -> None:
@@ -266,7 +307,7 @@ class Mirror:
             LoadError: the digests of its manifest are others.
         """
         folder, began = self.folder / name / str(version), time.monotonic()
-        with _staging(folder.parent) as staged:
+        with staging(folder.parent) as staged:
             num_fetched = 0
             for file, tag in files.items():
                 if known.get(file) == tag and is_whole(folder / file, tag):
@@ -276,11 +317,14 @@ class Mirror:
                     self._fetch_file(f"{name}/{version}/{file}", staged / file, tag)
                     num_fetched += 1
             verify_digests(staged, read_manifest(staged))
-            if MANIFEST_FILE not in files and self._remote.list_version(name, version) != files:
-                raise OSError("its files changed while they were fetched")
+            if MANIFEST_FILE not in files:
+                if self._is_first:
+                    time.sleep(max(0.0, self._listed_at + _SETTLE_S - time.monotonic()))
+                if self._remote.list_version(name, version) != files:
+                    raise OSError("its files changed while they were fetched")
             self._remove(folder)
             staged.rename(folder)
-        _forget(fetched, version)
+        forget_version(fetched, version)
         fetched |= {f"{version}/{file}": tag for file, tag in files.items()}
         logger.info("%s version %d: %d files fetched in %.2f s", name, version, num_fetched, time.monotonic() - began)
 
@@ -313,29 +357,6 @@ class Mirror:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _index_state(self) -> tuple[int, int]:
-        """Returns what differs after a change of the index."""
-        try:
-            status = (self.folder / _INDEX).stat()
-        except OSError:
-            return 0, 0
-        return status.st_ino, status.st_mtime_ns
-
-    def _read_index(self) -> dict[str, Tags]:
-        try:
-            index = json.loads((self.folder / _INDEX).read_bytes())
-            return {name: dict(files) for name, files in index["models"].items()} if self._is_ours(index) else {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # all is fetched again
-
-    def _is_ours(self, index: dict[str, object]) -> bool:
-        return index["address"] == self.address
-
-    def _write_index(self, models: dict[str, Tags]) -> None:
-        staged = self.folder / f"{_INDEX}.new"
-        staged.write_text(json.dumps({"address": self.address, "models": models}))
-        staged.replace(self.folder / _INDEX)
-
 
 def open_location(location: str | Path, cache: Path | None) -> tuple[Path, Mirror | None]:
     """Returns the folder of a model repository; for one at an address, that of its copy, and what keeps the copy.
@@ -351,13 +372,10 @@ def open_location(location: str | Path, cache: Path | None) -> tuple[Path, Mirro
     remote = RemoteRepository(str(location))
     digest = hashlib.sha256(remote.address.encode()).hexdigest()[:8]
     name = f"{re.sub('[^A-Za-z0-9.-]+', '-', remote.address)[-80:].strip('-.')}-{digest}"
-    folder = (cache or _user_cache() / "repositories") / name
+    users = os.environ.get("XDG_CACHE_HOME", "")
+    caches = Path(users if os.path.isabs(users) else os.path.expanduser("~/.cache"))
+    folder = (cache or caches / "convoy/repositories") / name
     return folder, Mirror(remote, folder)
-
-
-def _user_cache() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "convoy"
 
 
 def _wanted(folder: Path, versions: Collection[int], extra: int, serving: int | None) -> list[int]:
@@ -375,24 +393,3 @@ def _wanted(folder: Path, versions: Collection[int], extra: int, serving: int | 
     standing = Standing(promotion, tuple(sorted(versions)), folder, policy.versions)
     before = standing.before(serving or next(iter(candidates), None))[:1]
     return [version for version in dict.fromkeys([*wanted, *before, extra]) if version in versions]
-
-
-def _of_version(fetched: Tags, version: int) -> Tags:
-    prefix = f"{version}/"
-    return {file[len(prefix) :]: tag for file, tag in fetched.items() if file.startswith(prefix)}
-
-
-def _forget(fetched: Tags, version: int) -> None:
-    for file in [file for file in fetched if file.startswith(f"{version}/")]:
-        del fetched[file]
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """Yields a new hidden folder, which is removed afterwards unless it was renamed."""
-    staged = folder / f".fetching-{secrets.token_hex(4)}"
-    staged.mkdir()
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

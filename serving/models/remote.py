@@ -6,6 +6,7 @@ Knows nothing of the local copy. Errors of all kinds of stores are OSErrors here
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -29,6 +30,9 @@ PATIENCE_S = 60.0
 """For an answer."""
 _BYTES_PER_S = 100_000
 """Of a file that arrives slowly, but fast enough to wait for it."""
+
+_ABANDON_S = 600.0
+"""Until another call may start beside one that goes on: a byte now and then keeps a connection open for days."""
 
 T = TypeVar("T")
 
@@ -75,6 +79,7 @@ class RemoteRepository:
         self._lock = threading.Lock()
         self._left: Future[Any] | None = None
         """A call that has taken too long, and goes on."""
+        self._left_at = 0.0
         find = getattr(type(self._files), "_find", type(self._files).find)
         self._finds_all = find.__module__ not in ("fsspec.spec", "fsspec.asyn")
         """Whether the store has a way of its own to list all files, which fails as a whole."""
@@ -159,7 +164,7 @@ class RemoteRepository:
         self._within(PATIENCE_S, put)
 
     def _within(self, limit_s: float, call: Callable[[], T]) -> T:
-        """Calls the store on a thread, which is left behind if it takes too long. No other starts before its end.
+        """Calls the store on a thread, which is left behind if it takes too long. No other starts then for a while.
 
         Libraries try again for minutes, while a server could start from its copy.
 
@@ -167,7 +172,8 @@ class RemoteRepository:
             OSError: any error of the store, or no answer.
         """
         with self._lock, _as_os_errors():
-            if self._left is not None and not self._left.done():
+            is_recent = time.monotonic() < self._left_at + _ABANDON_S
+            if self._left is not None and not self._left.done() and is_recent:
                 raise TimeoutError("it does not answer")
             future: Future[T] = Future()
 
@@ -179,7 +185,7 @@ class RemoteRepository:
 
             threading.Thread(target=work, name="remote", daemon=True).start()
             if not wait([future], limit_s).done:
-                self._left = future
+                self._left, self._left_at = future, time.monotonic()
                 raise TimeoutError("it does not answer")
             return future.result()
 

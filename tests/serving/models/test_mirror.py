@@ -98,6 +98,18 @@ def visible(folder):
     )
 
 
+def change_in_place(file):
+    time.sleep(0.01)  # file systems tell times by ticks
+    file.write_bytes(b"!" * file.stat().st_size)
+
+
+def rot(file):
+    """Damages a file as a disk does: its size and times stay."""
+    status = file.stat()
+    file.write_bytes(b"!" * status.st_size)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def test_what_the_policy_could_serve_is_fetched_once(source, remote, mirror):
     mirror.sync()
     expected = ["m/2/manifest.json", "m/2/model.onnx", "m/3/manifest.json", "m/3/model.onnx", "m/config.pbtxt"]
@@ -196,7 +208,7 @@ def test_files_that_arrive_damaged_are_fetched_again_after_a_pause(source, remot
     remote.alter = lambda content: bytes([content[0] ^ 1]) + content[1:]
     mirror.sync()
     remote.alter = None
-    (mirror.folder / "m/3/model.onnx").write_bytes(b"!" * len(scale(3)))  # rotten, and not fetched again for 3.json
+    rot(mirror.folder / "m/3/model.onnx")  # and not fetched again for 3.json
     (source / "m/3/3.json").touch()
     mirror.sync()
     assert not (mirror.folder / "m/4").exists()
@@ -227,7 +239,7 @@ def test_files_that_arrive_in_part_replace_nothing(source, remote, mirror):
 
 
 @pytest.mark.parametrize("file", ["m/3/model.onnx", "m/config.pbtxt"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b""), change_in_place])
 def test_what_is_lost_in_the_copy_is_fetched_again(remote, mirror, file, damage):
     mirror.sync()
     content = (mirror.folder / file).read_bytes()
@@ -257,6 +269,47 @@ def test_a_version_without_a_manifest_that_changes_while_it_is_fetched_waits(sou
     assert not (mirror.folder / "m/4").exists(), "these files have been listed once"
     mirror.sync()
     assert [(mirror.folder / "m/4" / file).read_bytes() for file in ("model.onnx", "weights")] == [scale(5), b"5."]
+
+
+def test_a_new_server_takes_no_version_that_is_being_uploaded(source, remote, mirror, monkeypatch):
+    mirror.sync()
+    write_version(source / "m", 4, scale(4))
+    pauses = []
+
+    def upload(pause_s):
+        pauses.append(pause_s)
+        (source / "m/4/weights").write_bytes(b"4")
+
+    monkeypatch.setattr(mirror_module.time, "sleep", upload)
+    Mirror(remote, mirror.folder).sync()
+    assert not (mirror.folder / "m/4").exists()
+    assert 1 < pauses[0] <= 2
+
+
+def test_versions_that_are_no_longer_needed_are_removed_after_a_day(source, remote, mirror):
+    def age(*versions):
+        for version in versions:
+            os.utime(mirror.folder / f"m/{version}", (time.time() - 90_000,) * 2)
+
+    def versions_of(mirror):
+        return sorted(int(path.name) for path in mirror.folder.glob("m/[0-9]"))
+
+    mirror.sync("m", 1)
+    age(1, 2, 3)
+    Mirror(remote, mirror.folder).sync()
+    assert versions_of(mirror) == [1, 2, 3], "a new server does not know yet which versions load"
+    mirror.sync(known=lambda name: (1, ()))
+    assert versions_of(mirror) == [1, 2, 3], "1 serves"
+    write_config(source / "m", "a mistake")
+    age(1, 2, 3)
+    mirror.sync("m", 3)
+    assert versions_of(mirror) == [1, 2, 3], "the policy is unknown"
+    write_config(source / "m", SCALE_CONFIG)
+    mirror.sync()
+    assert versions_of(mirror) == [2, 3]
+    remote.fetched.clear()
+    mirror.sync("m", 1)
+    assert "m/1/model.onnx" in remote.fetched
 
 
 def test_a_version_that_is_gone_stays_until_the_one_in_its_place_is_known(source, remote, mirror):
@@ -508,6 +561,32 @@ def test_an_address_that_does_not_answer(source, remote, mirror, open_repository
     assert len(calls) == 1, "no other one is asked for meanwhile"
     answer.set()
     eventually(lambda: ask(repository, "m") == 4)
+
+
+def test_a_call_that_never_ends_is_given_up(source, remote, mirror, monkeypatch):
+    """A server may send a byte now and then for days."""
+    end, find = threading.Event(), remote._walk
+    monkeypatch.setattr(remote, "_walk", lambda folder: end.wait(60) and ())
+    monkeypatch.setattr(remote_module, "PATIENCE_S", 0.05)
+    with pytest.raises(OSError, match="does not answer"):
+        mirror.sync()
+    monkeypatch.setattr(remote, "_walk", find)
+    monkeypatch.setattr(remote_module, "PATIENCE_S", 60)
+    with pytest.raises(OSError, match="does not answer"):
+        mirror.sync()
+    later = time.monotonic() + 601
+    monkeypatch.setattr(remote_module.time, "monotonic", lambda: later)
+    mirror.sync()
+    end.set()
+    assert "m/3/model.onnx" in visible(mirror.folder)
+
+
+def test_a_version_that_rots_in_the_copy_is_fetched_again(mirror, open_repository, caplog):
+    mirror.sync()
+    rot(mirror.folder / "m/3/model.onnx")
+    repository = open_repository(mirror)
+    eventually(lambda: ask(repository, "m") == 3)
+    assert "m version 3 in the copy is fetched again: model.onnx is damaged" in caplog.text
 
 
 def test_a_choice_is_written_to_the_address(source, mirror, open_repository, tmp_path):
