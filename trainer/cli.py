@@ -248,12 +248,13 @@ def _report(error: TrainerError) -> None:
 def _exit(code: int) -> NoReturn:
     """Ends the process.
 
-    A rank skips Python's own teardown: gloo's threads may still hold the last reference to a tensor then, and aborted
-    the process in one exit out of six ("terminate called without an active exception").
+    A rank that failed skips what `atexit` knows, too: other ranks may be gone, for which a library would wait. No rank
+    may see Python's own teardown, which `whole_command` skips: gloo's threads may still hold the last reference to a
+    tensor then, and aborted the process in one exit out of six ("terminate called without an active exception").
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if _environment().world_size > 1:
+    if _environment().world_size > 1 and code:
         os._exit(code)
     atexit.register(exit_on_ctrl_c)  # the command has ended: Ctrl-C in the teardown of libraries shows no stack
     sys.exit(code)

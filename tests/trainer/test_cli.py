@@ -175,6 +175,21 @@ def test_a_full_disk_is_one_line(arguments: list[str], unbuffered: str) -> None:
     assert (done.returncode, done.stderr) == (141, line)
 
 
+@pytest.mark.parametrize(("code", "printed"), [(0, "cleaned up\n"), (3, "")])
+def test_a_rank_that_succeeded_leaves_as_other_commands_do(code: int, printed: str) -> None:
+    """wandb left its temporary folders."""
+    script = (
+        "import atexit; from convoy.processes import whole_command; from trainer.cli import run_command\n"
+        f"with whole_command(): atexit.register(print, 'cleaned up'); run_command(lambda: {code})"
+    )
+    rank = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    environment = clean_environment() | rank | master | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, printed, "")
+
+
 def test_an_error_that_cannot_be_printed_keeps_its_exit_code(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer", "compare", str(tmp_path)]
     with open("/dev/full", "wb") as full:
