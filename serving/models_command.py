@@ -14,6 +14,7 @@ import tyro
 from google.protobuf.json_format import MessageToDict
 
 from convoy.options import option
+from convoy.printable import printable
 from convoy.processes import restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from protos.models_pb2 import ModelState
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str]) -> NoReturn:
     except ClientError as error:
         sys.exit(report(error))
     except (ServingError, StartupError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(EXIT_INVALID if isinstance(error, InvalidArgument | NotFound) else EXIT_NO_RESPONSE)
 
 

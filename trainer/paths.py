@@ -5,6 +5,7 @@ import re
 import unicodedata
 from pathlib import Path
 
+from convoy.printable import printable as printable
 from trainer.errors import ConfigError
 
 FOLDER_PREFIX = "folder:"
@@ -68,15 +69,6 @@ def expand_home(data_dir: Path) -> Path:
         raise ConfigError(
             f"{data_dir} is the folder for data sets, but this user has no home directory: give --data-dir"
         ) from error
-
-
-def printable(name: str) -> str:
-    """Replaces unprintable characters: names of folders may hold line ends and undecodable bytes.
-
-    The two joiners stay, without which Persian and Hindi words, and emoji, are written wrongly.
-    """
-    kept = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
-    return "".join(one if one.isprintable() or one in kept else "\N{REPLACEMENT CHARACTER}" for one in name)
 
 
 def check_model_name(name: str) -> None:

@@ -17,6 +17,7 @@ import tyro
 from convoy.images import EXTENSIONS
 from convoy.named_files import read_file
 from convoy.options import option, parse_options
+from convoy.printable import printable
 from convoy.token_lines import is_token
 from convoy.verbs import Verb, run_verb
 from serving.client.client import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, Client
@@ -200,7 +201,7 @@ def parse(kind: type[Config], arguments: Sequence[str], prog: str, description: 
 def report(error: ClientError) -> int:
     """Prints an error in one line, and returns the command's exit code."""
     hint = "the server asks for a valid token, see --token-file: " if error.code == "UNAUTHENTICATED" else ""
-    print(f"error: {hint}{error.message}", file=sys.stderr)
+    print(f"error: {hint}{printable(error.message)}", file=sys.stderr)
     return EXIT_INVALID if error.code in ("INVALID_ARGUMENT", "NOT_FOUND") else EXIT_NO_RESPONSE
 
 

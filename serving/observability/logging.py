@@ -8,6 +8,7 @@ import time
 from typing import Any, Literal
 
 from convoy.auth import Principal
+from convoy.printable import printable
 from serving.errors import StartupError
 from serving.observability.log_output import OutputHandler, RateLimit, log_uncaught_exceptions
 from serving.protocol.status import STATUS_NAMES
@@ -44,7 +45,7 @@ def report_startup_error(error: StartupError, log_format: LogFormat) -> None:
     for handler in logging.getLogger().handlers:
         handler.flush()
     if log_format == "text":
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 class AccessLogEntry:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from convoy.extras import how_to_install
+from convoy.printable import printable
 from convoy.processes import whole_command
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str], prog: str = "python -m trainer.service") -> i
     except ModuleNotFoundError as error:
         print(f"error: the service needs {error.name}: {how_to_install('serving')}", file=sys.stderr)
     except (TrainerError, CredentialError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
     return 2
 
 
