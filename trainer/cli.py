@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import trainer.ranks.launcher  # noqa: F401 (records the parent process before torch is imported, which takes seconds)
+from convoy.printable import printable
 from convoy.processes import exit_on_ctrl_c, restore_ctrl_c
 from convoy.verbs import Verb, run_verb
 from trainer.collector import lasting_imports
 from trainer.errors import ConfigError, Interrupted, PeerError, TrainerError, UserCodeError
-from trainer.paths import printable
 from trainer.ranks.environment import RankEnvironment
 from trainer.signals import StopRequest
 

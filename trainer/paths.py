@@ -5,7 +5,6 @@ import re
 import unicodedata
 from pathlib import Path
 
-from convoy.printable import printable as printable
 from trainer.errors import ConfigError
 
 FOLDER_PREFIX = "folder:"

@@ -169,6 +169,8 @@ class Mirror:
             write_locally(staged, promotion)  # a full disk is found before the address has the choice
             self._remote.write(f"{folder.name}/{PROMOTION_FILE}", to_bytes(promotion))
             (staged / PROMOTION_FILE).replace(folder / PROMOTION_FILE)
+            with contextlib.suppress(OSError):  # the choice is made
+                self._index.write(self._index.read())  # `sync` lists again if its listing is older than the choice
 
     def _forget_all_but(self, models: Mapping[str, RemoteModel]) -> None:
         """Forgets what is known of files that have changed or are gone."""

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 
 from convoy.preprocessing import Method
+from convoy.printable import printable
 from trainer.config import ExportConfig, TrainConfig, flag_of
 from trainer.data.datasets import DATASETS
 from trainer.errors import ConfigError, ExportError, TrainerError
@@ -15,7 +16,7 @@ from trainer.export.quality import QualityError
 from trainer.export.repository import RepositoryModel, find_version
 from trainer.loop.run import Run
 from trainer.models.start import is_foreign
-from trainer.paths import default_model_name, printable
+from trainer.paths import default_model_name
 from trainer.ranks.world import World
 from trainer.records.result import Result
 from trainer.records.run_folder import RunFolder

@@ -1,8 +1,8 @@
 """The mistakes of an evaluation as images that can be shown."""
 
+from convoy.printable import printable
 from trainer.evaluation.evaluate import Evaluation
 from trainer.loop.run import Run
-from trainer.paths import printable
 from trainer.records.mistakes import Mistake
 
 

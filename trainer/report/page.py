@@ -20,12 +20,12 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
+from convoy.printable import printable
 from trainer.data import Images
 from trainer.evaluation.evaluate import Evaluation
 from trainer.evaluation.intervals import confidence_level, wilson_interval
 from trainer.evaluation.views import NUM_VIEWS, is_headline_averaged
 from trainer.files import write_atomically
-from trainer.paths import printable
 from trainer.records.metrics import read_metrics
 from trainer.records.origin import Origin
 from trainer.records.result import Result

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import tyro
 
 from convoy.options import option
+from convoy.printable import printable
 from convoy.verbs import Verb, run_verb
 from trainer.cli import parse, run_command
 from trainer.errors import ConfigError
-from trainer.paths import printable
 from trainer.progress import duration
 from trainer.service.embedded import default_store, open_jobs, user_name
 from trainer.service.jobs import FINAL, MAX_NUMBER, Job, JobState

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from convoy.auth import Principal, TokenFile
+from convoy.printable import printable
 from convoy.threads import ThreadPool
 from trainer.errors import ConfigError, TrainerError
-from trainer.paths import printable
 from trainer.service.engines.engine import Plan
 from trainer.service.jobs import Event, Job, JobSpec, JobState
 from trainer.service.logs import LogChunk

@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+from convoy.printable import printable
 from trainer.config import TrainConfig, flag_of
 from trainer.errors import ConfigError, unknown_name
-from trainer.paths import printable
 from trainer.recipes import find_recipe
 from trainer.typed_values import describe_kind, parse
 from trainer.user_code import is_reference

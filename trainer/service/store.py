@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import sqlalchemy as sa
 
+from convoy.printable import printable
 from trainer.errors import ConfigError, TrainerError
-from trainer.paths import printable
 from trainer.service.jobs import (
     ACTIVE,
     FINAL,

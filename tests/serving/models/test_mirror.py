@@ -600,6 +600,20 @@ def test_a_choice_is_written_to_the_address(source, mirror, open_repository, tmp
     assert (ask(repository, "m"), read_promotion(source / "m").version) == (1, 1)
 
 
+def test_a_listing_from_before_a_choice_does_not_undo_it(remote, mirror, monkeypatch):
+    mirror.sync()
+    before = remote.list()
+
+    def list_while_another_chooses():
+        monkeypatch.undo()
+        mirror.write_promotion(mirror.folder / "m", promote(None, 2, 3, [1, 2, 3]))
+        return before
+
+    monkeypatch.setattr(remote, "list", list_while_another_chooses)
+    mirror.sync()
+    assert read_promotion(mirror.folder / "m").version == 2
+
+
 def test_a_roll_back_from_the_best_of_damaged_versions(source, mirror, open_repository, tmp_path, capsys):
     for version in (4, 5):
         (write_version(source / "m", version, scale(version), manifest={}) / "model.onnx").write_bytes(b"damaged")

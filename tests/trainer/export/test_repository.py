@@ -13,11 +13,11 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from convoy.printable import printable
 from convoy.promotion import PROMOTION_FILE, pin, write_promotion
 from trainer.errors import ConfigError, ExportError
 from trainer.export import repository
 from trainer.export.repository import RepositoryModel, _staging_folder
-from trainer.paths import printable
 
 FILES = {"model.onnx": b"weights", "golden.npz": b"images"}
 

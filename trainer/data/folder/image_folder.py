@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from convoy.cpus import available_memory
+from convoy.printable import printable
 from trainer.data.content import Dataset, DatasetContent, ImageSet, image_digests
 from trainer.data.decoded_file import open_decoded, open_or_create
 from trainer.data.folder.decode import decode_pixels, select_images
@@ -35,7 +36,7 @@ from trainer.data.folder.streamed import FolderImages, open_streamed
 from trainer.data.folder.workers import list_some
 from trainer.data.mapped_file import DamagedFileError, discard
 from trainer.errors import ConfigError, DataError
-from trainer.paths import FOLDER_PREFIX, printable
+from trainer.paths import FOLDER_PREFIX
 
 _MAX_NAME_BYTES = 200
 """Of a folder's name, in the name of the folder for its decoded files: file systems allow 255 bytes in all."""

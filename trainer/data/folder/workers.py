@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from convoy.cpus import num_available_cpus
 from convoy.images import ImageError
+from convoy.printable import printable
 from trainer.errors import list_names
-from trainer.paths import printable
 
 _MAX_THREADS = 8
 _AHEAD = 16
